@@ -1,0 +1,48 @@
+"""Every exception the project raises on purpose.
+
+MementoError
+├── ConfigError           an option, file or flag combination that cannot work (ValueError)
+│   └── MarkerError       a marker string that is not exactly one token of the tokenizer
+├── RequestError          a per-request option that cannot work: HTTP 400 (ValueError)
+├── PatchError            a seam of SGLang that is missing, changed or not wrapped
+├── DataError             an input row, file or checkpoint that cannot be used (ValueError)
+└── PipelineError         `memento convert` and its stages
+    ├── StoreError        the work folder is locked, damaged or made with other settings
+    └── EndpointError     an LLM endpoint refused or failed for good
+"""
+
+
+class MementoError(Exception):
+    """Base of all errors that are meant for the user; the message says what to change."""
+
+
+class ConfigError(MementoError, ValueError):
+    pass
+
+
+class MarkerError(ConfigError):
+    pass
+
+
+class RequestError(MementoError, ValueError):
+    pass
+
+
+class PatchError(MementoError):
+    pass
+
+
+class DataError(MementoError, ValueError):
+    pass
+
+
+class PipelineError(MementoError):
+    pass
+
+
+class StoreError(PipelineError):
+    pass
+
+
+class EndpointError(PipelineError):
+    pass

@@ -1,0 +1,92 @@
+"""Marker strings resolved to token ids, and the class of every token the rule looks at."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from memento_sgl.config import MementoConfig
+from memento_sgl.errors import MarkerError
+
+
+class TokenClass(IntEnum):
+    OTHER = 0
+    BLOCK_START = 1
+    BLOCK_END = 2
+    SUMMARY_START = 3
+    SUMMARY_END = 4
+    IM_START = 5
+    IM_END = 6
+    ASSISTANT = 7
+
+
+class Tokenizer(Protocol):
+    """The two methods of a Hugging Face tokenizer that are used here."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def convert_ids_to_tokens(self, ids: int) -> str: ...
+
+
+class MarkerIds(NamedTuple):
+    """Token ids of the markers; the chat ones are None when sections are not tracked."""
+
+    block_start: int
+    block_end: int
+    summary_start: int
+    summary_end: int
+    im_start: int | None = None
+    im_end: int | None = None
+    assistant: int | None = None
+
+    @property
+    def classes(self) -> dict[int, TokenClass]:
+        """Token id to class, for the tokens that are not `OTHER`."""
+        return {
+            token: TokenClass(number)
+            for number, token in enumerate(self, start=1)
+            if token is not None
+        }
+
+
+def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> MarkerIds:
+    """Find the token ids of the configured markers.
+
+    A marker may be given as a decimal token id (`"151669"`), which needs no tokenizer.
+
+    Raises:
+        MarkerError: a marker is not exactly one token, or two markers are the same token.
+    """
+    names = ["block_start", "block_end", "summary_start", "summary_end"]
+    if config.require_assistant_section:
+        names += ["im_start", "im_end", "assistant"]
+    ids: dict[str, int] = {}
+    for name in names:
+        option = f"{name}_token"
+        token = _resolve(option, getattr(config, option), tokenizer)
+        for other, taken in ids.items():
+            if taken == token:
+                raise MarkerError(f"{option} and {other}_token are the same token (id {token})")
+        ids[name] = token
+    return MarkerIds(**ids)
+
+
+def _resolve(option: str, text: str, tokenizer: Tokenizer | None) -> int:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    if tokenizer is None:
+        raise MarkerError(
+            f"{option}={text!r} cannot be resolved without a tokenizer: give its token id instead"
+        )
+    ids = list(tokenizer.encode(text, add_special_tokens=False))
+    if len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == text:
+        return ids[0]
+    hint = (
+        "add it to the tokenizer (memento init-model does) or name the token your model uses"
+        if option.startswith(("block", "summary"))
+        else "name the model's own, or set require_assistant_section to false if the model has no "
+        "chat markup"
+    )
+    raise MarkerError(
+        f"{option}={text!r} is not exactly one token of this tokenizer (it gives {len(ids)}: "
+        f"{ids[:8]}): {hint}"
+    )
