@@ -8,7 +8,10 @@ MementoError
 ├── DataError             an input row, file or checkpoint that cannot be used (ValueError)
 └── PipelineError         `memento convert` and its stages
     ├── StoreError        the work folder is locked, damaged or made with other settings
-    └── EndpointError     an LLM endpoint refused or failed for good
+    ├── EndpointError     an LLM endpoint refused or failed for good
+    │   └── RefusedError  it refused this one request (too long, filtered); others may go on
+    ├── AnswerError       an LLM answered, several times, but never usably
+    └── StoppedError      the run ended early and can be resumed (budget, Ctrl-C, endpoint down)
 """
 
 
@@ -45,4 +48,16 @@ class StoreError(PipelineError):
 
 
 class EndpointError(PipelineError):
+    pass
+
+
+class RefusedError(EndpointError):
+    pass
+
+
+class AnswerError(PipelineError):
+    pass
+
+
+class StoppedError(PipelineError):
     pass

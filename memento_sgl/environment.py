@@ -1,0 +1,24 @@
+"""Environment variables of the project; read nowhere else."""
+
+from __future__ import annotations
+
+import os
+
+from memento_sgl.errors import ConfigError
+
+
+def check_slots() -> bool:
+    """`MEMENTO_CHECK_SLOTS=1`: verify KV slot ownership after every step (slow; for tests)."""
+    return _flag("MEMENTO_CHECK_SLOTS")
+
+
+def secret(name: str) -> str | None:
+    """The API key in the variable that the user named; None when it is unset or empty."""
+    return os.environ.get(name) or None
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name, "0")
+    if value not in ("0", "1"):
+        raise ConfigError(f"{name} must be 0 or 1, not {value!r}")
+    return value == "1"

@@ -1,0 +1,73 @@
+"""Asking until every item has a usable answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+from memento_pipeline.answers import Parsed
+from memento_pipeline.llm import Prompt
+from memento_pipeline.paid import Meter, PaidLlm
+from memento_sgl.errors import AnswerError
+
+T = TypeVar("T")
+R = TypeVar("R")
+MakePrompt = Callable[[Sequence[int], str, int], Prompt]
+"""(items, note on the earlier answer, number of the attempt) -> prompt"""
+
+
+async def ask_items(
+    llm: PaidLlm,
+    meter: Meter,
+    wanted: Sequence[int],
+    make_prompt: MakePrompt,
+    parse: Callable[[str, Sequence[int]], Parsed[T]],
+    *,
+    tries: int,
+) -> dict[int, tuple[T, str]]:
+    """Value and model for each item. Only what is missing or unusable is asked again.
+
+    Args:
+        tries: answers of this run in a row that may bring nothing new. Stored answers of earlier
+            runs are read again for free and do not count, so a retry goes on where it ended.
+
+    Raises:
+        AnswerError: there is no usable answer for some items.
+    """
+    found: dict[int, tuple[T, str]] = {}
+    fruitless, attempt, note = 0, 0, ""
+    while missing := [item for item in wanted if item not in found]:
+        prompt = make_prompt(missing, note, attempt)
+        answer = await llm.ask(prompt, meter)
+        parsed = parse(answer.text, missing)
+        found |= {item: (value, answer.model) for item, value in parsed.items.items()}
+        note = "; ".join(parsed.problems[:3])
+        if answer.finish_reason == "length" and len(found) < len(wanted):
+            note = f"it was cut off by the token limit ({note})"
+        attempt += 1
+        fruitless = 0 if parsed.items else fruitless + answer.fresh
+        if fruitless >= tries:
+            raise AnswerError(
+                f"{prompt.stage}: no usable answer in {tries} tries; the last: {note}"
+            )
+    return found
+
+
+async def all_of(parts: Sequence[Coroutine[object, object, R]]) -> list[R]:
+    """Run parts of one stage together; all end before the first error, if any, is raised."""
+    done = await asyncio.gather(*parts, return_exceptions=True)
+    results: list[R] = []
+    for result in done:
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results
+
+
+def evenly(items: Sequence[R], most: int) -> list[Sequence[R]]:
+    """Cut a list into as few parts as `most` items each allow, of nearly equal length."""
+    parts = -(-len(items) // most)
+    edges = [len(items) * part // parts for part in range(parts + 1)] if parts else [0]
+    return [items[a:b] for a, b in pairwise(edges)]

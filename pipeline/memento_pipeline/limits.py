@@ -1,0 +1,168 @@
+"""How much may be asked at once and per minute.
+
+`RateLimit` holds requests or tokens per minute; `Slots` hands out places at the endpoints and
+adapts their number: halved by an overload, one more after a row of successes (AIMD, as TCP does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from time import time
+
+WINDOW = 60.0
+
+
+class RateLimit:
+    """At most `per_minute` units in any 60 seconds, spread evenly.
+
+    A bucket of one second's worth that fills at a rate such that bucket and refill together stay
+    under the limit. A request larger than the bucket waits for a full one and leaves a debt, so it
+    may overshoot by itself only.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._size = max(1.0, per_minute / WINDOW)
+        self._rate = max((per_minute - self._size) / WINDOW, per_minute / WINDOW / 60)
+        self._level = self._size
+        self._filled_at: float | None = None
+        self._turn = asyncio.Lock()
+
+    async def acquire(self, units: float = 1.0) -> None:
+        """Wait until `units` may be spent; callers are served in order."""
+        async with self._turn:
+            while self._refill() < min(units, self._size):
+                await asyncio.sleep((min(units, self._size) - self._level) / self._rate)
+            self._level -= units
+
+    def correct(self, units: float) -> None:
+        """Charge `units` more (or fewer, when negative): an estimate has become a fact."""
+        self._level -= units
+
+    def _refill(self) -> float:
+        now = asyncio.get_running_loop().time()
+        since = now - (self._filled_at if self._filled_at is not None else now)
+        self._level = min(self._size, self._level + since * self._rate)
+        self._filled_at = now
+        # Waking a hair early would otherwise wait again for a sleep of zero, many times.
+        return self._level + 1e-9
+
+
+class Slot:
+    """The adaptive limit of one endpoint.
+
+    Until the endpoint has answered once, one request at a time goes there: a wrong key or address
+    costs one call, however many are waiting.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.limit = float(most)
+        self.in_flight = 0
+        self.proven = False
+        self.paused_until = 0.0
+        self._last_cut = float("-inf")
+        self._sent = 0
+
+    def room(self, now: float) -> bool:
+        allowed = max(1, int(self.limit)) if self.proven else 1
+        return now >= self.paused_until and self.in_flight < allowed
+
+    def succeeded(self) -> None:
+        """More room: one place for each full round of successes."""
+        self.proven = True
+        self.limit = min(self.most, self.limit + 1 / self.limit)
+
+    def overloaded(self, now: float, seconds: float) -> None:
+        """Less room, once per burst: the requests of one moment are one signal."""
+        if now - self._last_cut >= seconds:
+            self.limit = max(1.0, self.limit / 2)
+            self._last_cut = now
+
+    def pause(self, until: float) -> None:
+        self.paused_until = max(self.paused_until, until)
+
+
+class Slots:
+    """Places at several endpoints, first come first served, the least loaded endpoint first."""
+
+    def __init__(self, slots: list[Slot], concurrency: int) -> None:
+        self._slots = slots
+        self._free = concurrency
+        self._waiting: deque[asyncio.Future[int]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def acquire(self) -> int:
+        """Index of the endpoint to use; give it back with `release`."""
+        if not self._waiting and (index := self._pick()) is not None:
+            return index
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self._serve()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.release(future.result())
+            raise
+
+    def release(self, index: int) -> None:
+        self._slots[index].in_flight -= 1
+        self._free += 1
+        self._serve()
+
+    def fail_waiting(self, error: Exception) -> None:
+        """End all waits with an error: the run stops."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    def _pick(self) -> int | None:
+        now = asyncio.get_running_loop().time()
+        open_ = [i for i, slot in enumerate(self._slots) if slot.room(now)]
+        if not self._free or not open_:
+            return None
+        index = min(open_, key=lambda i: self._slots[i].in_flight / self._slots[i].limit)
+        self._slots[index].in_flight += 1
+        self._free -= 1
+        return index
+
+    def _serve(self) -> None:
+        while self._waiting:
+            if self._waiting[0].done():
+                self._waiting.popleft()
+            elif (index := self._pick()) is not None:
+                self._waiting.popleft().set_result(index)
+            else:
+                self._wake_after_pause()
+                return
+
+    def _wake_after_pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        paused = [s.paused_until for s in self._slots if s.paused_until > loop.time()]
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(min(paused), self._serve) if paused else None
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds to wait by a `Retry-After` header (seconds or HTTP date); None when unusable."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(header).timestamp() - time()
+        except ValueError:
+            return None
+    return max(0.0, seconds) if isfinite(seconds) else None
+
+
+def backoff(failures: int, base: float, most: float) -> float:
+    """Seconds before the next try: doubling, with full jitter over the upper half."""
+    return min(most, base * 2.0 ** min(failures - 1, 30)) * random.uniform(0.5, 1.0)

@@ -1,0 +1,265 @@
+"""Stage 5: a memento for every block: propose, judge, refine, keep the best.
+
+One call proposes all mementos of a trace with the whole trace in view, one judges them, one
+improves those that failed. The paper's defaults: below 8 of 10 a memento is refined, the judge is
+asked at most twice (more rounds make mementos longer), 28 % pass at first and 92 % in the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from pydantic import Field
+
+from memento_pipeline.answers import Judgement, Parsed, parse_judgements, parse_mementos
+from memento_pipeline.asking import all_of, ask_items
+from memento_pipeline.llm import Prompt
+from memento_pipeline.paid import Meter, PaidLlm
+from memento_pipeline.prompts import BlockView, memento_prompt, nonce_for
+from memento_pipeline.records import Attempt, Block, Memento, Record, Trace
+
+T = TypeVar("T")
+Check = Callable[[str, str], tuple[str, ...]]
+"""(block text, memento) -> problems that a program can see"""
+Count = Callable[[str], int]
+"""tokens of a text"""
+
+
+class SummarizeOptions(Record):
+    """How mementos are made, and which traces are good enough to keep."""
+
+    rounds: int = Field(default=2, ge=0)  # of the judge; 0: propose only
+    threshold: float = Field(default=8.0, ge=0, le=10)  # a memento below is refined
+    least_ratio: float = Field(
+        default=0.15, gt=0, le=1
+    )  # memento tokens per block token asked for (paper)
+    most_ratio: float = Field(default=0.25, gt=0, le=1)
+    call_tokens: int = Field(default=60_000, ge=1000)  # block tokens shown in one call
+    tries: int = Field(default=5, ge=1)
+
+    gate_mean: float = Field(default=8.0, ge=0, le=10)  # mean judge score of a trace
+    gate_least: float = Field(default=6.0, ge=0, le=10)  # worst judge score of a trace
+    gate_ratio: float = Field(default=0.5, gt=0)  # memento tokens per block token of a trace
+    gate_problems: bool = True  # leave out traces with a memento that fails the checks
+
+
+class _Candidate:
+    """The attempts at one block's memento."""
+
+    def __init__(self, number: int, block: Block, text: str) -> None:
+        self.number = number
+        self.block = block
+        self.text = text
+        self.attempts: list[Attempt] = []
+        self.models: list[str] = []
+
+    def add(self, memento: str, model: str, check: Check) -> None:
+        self.attempts.append(
+            Attempt(text=memento, judge_score=None, problems=check(self.text, memento))
+        )
+        self.models.append(model)
+
+    def judged(self, judgement: Judgement) -> None:
+        update = {"judge_score": judgement.score, "feedback": judgement.feedback}
+        self.attempts[-1] = self.attempts[-1].model_copy(update=update)
+
+    def passes(self, index: int, threshold: float) -> bool:
+        attempt = self.attempts[index]
+        score = attempt.judge_score
+        return not attempt.problems and (score is None or score >= threshold)
+
+    def best(self, threshold: float) -> int:
+        """The attempt to keep: one that passes before one that does not, then by score less a
+        point per problem, then the earlier one."""
+
+        def rank(index: int) -> tuple[bool, float, int]:
+            attempt = self.attempts[index]
+            score = (attempt.judge_score or 0.0) - len(attempt.problems)
+            return self.passes(index, threshold), score, -index
+
+        return max(range(len(self.attempts)), key=rank)
+
+
+class _Maker:
+    """One trace while its mementos are made."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        blocks: Sequence[Block],
+        llm: PaidLlm,
+        meter: Meter,
+        options: SummarizeOptions,
+        check: Check,
+    ) -> None:
+        self.trace = trace
+        self.options = options
+        self.check = check
+        self.candidates = [
+            _Candidate(number, block, block.text(trace.thought))
+            for number, block in enumerate(blocks, 1)
+        ]
+        self._llm, self._meter = llm, meter
+        self._nonce = nonce_for(trace.problem, trace.thought)
+
+    async def propose(self) -> None:
+        await self._write("summarize", self.candidates)
+
+    async def judge(self) -> None:
+        """Have the newest attempts judged that are not yet."""
+        asked = [c for c in self.candidates if c.attempts[-1].judge_score is None]
+        judgements = await self._ask("judge", asked, parse_judgements)
+        for candidate in asked:
+            candidate.judged(judgements[candidate.number][0])
+
+    async def refine(self) -> bool:
+        """Improve the best attempts that do not pass; False when all do."""
+        threshold = self.options.threshold
+        failing = [c for c in self.candidates if not c.passes(c.best(threshold), threshold)]
+        await self._write("refine", failing)
+        return bool(failing)
+
+    async def _write(self, stage: str, asked: Sequence[_Candidate]) -> None:
+        # A refined memento is checked against the nonce too: it must not repeat a tag.
+        def parse(text: str, wanted: Sequence[int]) -> Parsed[str]:
+            return parse_mementos(text, wanted, self._nonce)
+
+        mementos = await self._ask(stage, asked, parse)
+        for candidate in asked:
+            candidate.add(*mementos[candidate.number], self.check)
+
+    async def _ask(
+        self,
+        stage: str,
+        asked: Sequence[_Candidate],
+        parse: Callable[[str, Sequence[int]], Parsed[T]],
+    ) -> dict[int, tuple[T, str]]:
+        groups = self._groups(asked)
+        parts = [self._ask_group(stage, shown, part, parse) for shown, part in groups]
+        return {item: value for answer in await all_of(parts) for item, value in answer.items()}
+
+    async def _ask_group(
+        self,
+        stage: str,
+        shown: Sequence[_Candidate],
+        asked: Sequence[_Candidate],
+        parse: Callable[[str, Sequence[int]], Parsed[T]],
+    ) -> dict[int, tuple[T, str]]:
+        views = {c.number: self._view(c, stage) for c in shown}
+
+        def prompt(wanted: Sequence[int], note: str, attempt: int) -> Prompt:
+            return memento_prompt(
+                stage,
+                self.trace.id,
+                self.trace.problem,
+                [view._replace(candidate="", feedback="") for view in views.values()],
+                [views[number] for number in wanted],
+                nonce=self._nonce,
+                note=note,
+                attempt=attempt,
+            )
+
+        numbers = [c.number for c in asked]
+        tries = self.options.tries
+        return await ask_items(self._llm, self._meter, numbers, prompt, parse, tries=tries)
+
+    def _groups(
+        self, asked: Sequence[_Candidate]
+    ) -> list[tuple[Sequence[_Candidate], Sequence[_Candidate]]]:
+        """What to show and what to ask in each call.
+
+        The whole trace is shown where it fits: the model sees the context, and a prefix cache has
+        it already. When less than half of it is asked about, only that is shown.
+        """
+        groups: list[list[_Candidate]] = [[]]
+        for candidate in self.candidates:
+            size = sum(c.block.tokens for c in groups[-1])
+            if groups[-1] and size + candidate.block.tokens > self.options.call_tokens:
+                groups.append([])
+            groups[-1].append(candidate)
+        result: list[tuple[Sequence[_Candidate], Sequence[_Candidate]]] = []
+        for shown in groups:
+            part = [c for c in shown if c in asked]
+            few = 2 * sum(c.block.tokens for c in part) < sum(c.block.tokens for c in shown)
+            if part:
+                result.append((part if few else shown, part))
+        return result
+
+    def _view(self, candidate: _Candidate, stage: str) -> BlockView:
+        options = self.options
+        view = BlockView(
+            number=candidate.number,
+            text=candidate.text,
+            least=max(1, round(candidate.block.tokens * options.least_ratio)),
+            most=max(10, round(candidate.block.tokens * options.most_ratio)),
+        )
+        if stage == "summarize":
+            return view
+        index = -1 if stage == "judge" else candidate.best(options.threshold)
+        attempt = candidate.attempts[index]
+        remarks = [attempt.feedback, *attempt.problems]
+        feedback = "\n".join(remark for remark in remarks if remark)
+        return view._replace(candidate=attempt.text, feedback=feedback or "Make it more complete.")
+
+
+async def make_mementos(
+    trace: Trace,
+    blocks: Sequence[Block],
+    llm: PaidLlm,
+    meter: Meter,
+    options: SummarizeOptions,
+    check: Check,
+    count: Count,
+) -> tuple[Memento, ...]:
+    """The best memento of each block that the rounds allow, with all attempts.
+
+    Raises:
+        AnswerError, EndpointError, StoppedError: nothing is made up, the stage is not done.
+    """
+    maker = _Maker(trace, blocks, llm, meter, options, check)
+    await maker.propose()
+    for round_ in range(options.rounds):
+        await maker.judge()
+        # What the last round judged is final: an unjudged refinement is never kept.
+        if round_ == options.rounds - 1 or not await maker.refine():
+            break
+    return tuple(_kept(candidate, options.threshold, count) for candidate in maker.candidates)
+
+
+def _kept(candidate: _Candidate, threshold: float, count: Count) -> Memento:
+    index = candidate.best(threshold)
+    attempt = candidate.attempts[index]
+    return Memento(
+        text=attempt.text,
+        tokens=count(attempt.text),
+        judge_score=attempt.judge_score,
+        feedback=attempt.feedback,
+        history=tuple(candidate.attempts),
+        passed=candidate.passes(index, threshold),
+        made_by=candidate.models[index],
+    )
+
+
+def gate(
+    blocks: Sequence[Block],
+    mementos: Sequence[Memento],
+    check_problems: Sequence[tuple[str, ...]],
+    options: SummarizeOptions,
+) -> str | None:
+    """Why a trace with these mementos is not good enough to train on; None when it is."""
+    scores = [m.judge_score for m in mementos if m.judge_score is not None]
+    if scores and min(scores) < options.gate_least:
+        number = 1 + [m.judge_score for m in mementos].index(min(scores))
+        return f"memento {number} scored {min(scores):g}, less than {options.gate_least:g}"
+    if scores and sum(scores) / len(scores) < options.gate_mean:
+        mean = sum(scores) / len(scores)
+        return f"mementos scored {mean:.2f} on average, less than {options.gate_mean:g}"
+    ratio = sum(m.tokens for m in mementos) / max(1, sum(b.tokens for b in blocks))
+    if ratio > options.gate_ratio:
+        return f"mementos are {ratio:.0%} of the blocks, more than {options.gate_ratio:.0%}"
+    if options.gate_problems:
+        for number, problems in enumerate(check_problems, 1):
+            if problems:
+                return f"memento {number}: {problems[0]}"
+    return None
