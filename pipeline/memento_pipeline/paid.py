@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.llm import Llm, Prompt
 from memento_pipeline.records import Usage
-from memento_pipeline.store import Spent, Store, StoredAnswer
+from memento_pipeline.schema import Spent, StoredAnswer
+from memento_pipeline.store import Store
 from memento_sgl.errors import ConfigError, StoppedError
 
 N = TypeVar("N", int, float)

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Protocol
 
 from memento_pipeline.paid import Meter
 from memento_pipeline.records import Record, Rejected, Status, Trace, Usage
-from memento_pipeline.store import STAGES, Seen, Store
+from memento_pipeline.schema import STAGES, Seen
+from memento_pipeline.store import Store
 from memento_sgl.errors import AnswerError, EndpointError, StoppedError, StoreError
 
 log = logging.getLogger(__name__)
