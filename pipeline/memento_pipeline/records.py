@@ -1,7 +1,7 @@
 """The records that travel between the stages, and the calls that make them.
 
 Units: every offset is a code-point index into `Trace.thought`, half-open `[start, end)`; tokens are
-those of one stated tokenizer (`Sentences.tokenizer`); a *boundary* `b` lies between sentence `b` and
+those of one stated tokenizer (`Sentences.tokenizer`); *boundary* `b` lies between sentence `b` and
 sentence `b + 1`; scores are 0-3 for boundaries and 0-10 for mementos. Records are frozen, know
 nothing about files or models, and go to JSON and back with `model_dump_json()` and
 `model_validate_json()`.
