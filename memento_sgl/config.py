@@ -97,6 +97,13 @@ class MementoConfig(BaseModel):
         """Whether any block can ever be evicted under these options."""
         return self.enable and self.compact_on_summary_end and self.keep_last_n_blocks >= 0
 
+    @property
+    def caps(self) -> tuple[int, int]:
+        """Token caps of blocks and mementos in force; 0: none."""
+        if not self.enable:
+            return 0, 0
+        return self.max_block_tokens, self.max_summary_tokens
+
     @classmethod
     def parse(cls, source: str | Path | dict[str, Any]) -> MementoConfig:
         """Read options from a dict, a JSON object or the path of a JSON file.

@@ -1,0 +1,50 @@
+"""The slot invariant: every KV slot has exactly one owner, and a row holds what the rule says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def check_ownership(scheduler: Any) -> None:
+    """Compare the allocator's free slots with the rows of all live requests. Slow; for tests.
+
+    Raises:
+        AssertionError: a slot with two owners or none, or a row of unexpected length.
+    """
+    allocator = scheduler.token_to_kv_pool_allocator
+    table = scheduler.req_to_token_pool.req_to_token
+    owned = [allocator.free_pages, allocator.release_pages]
+    for req in live_requests(scheduler):
+        rows = req.kv.kv_allocated_len
+        assert req.kv_committed_len == rows, (req.rid, req.kv_committed_len, rows)
+        _check_length(req, scheduler)
+        owned.append(table[req.req_pool_idx, :rows].to(torch.int64))
+    slots = torch.cat(owned)
+    counts = torch.bincount(slots, minlength=allocator.size + 1)[1:]
+    wrong = (counts != 1).nonzero().flatten() + 1
+    assert len(wrong) == 0, f"slots without exactly one owner: {wrong[:20].tolist()}"
+
+
+def live_requests(scheduler: Any) -> list[Any]:
+    """Requests that hold a row, each once."""
+    batches = (scheduler.running_batch, scheduler.last_batch, scheduler.cur_batch_for_debug)
+    found = {id(r): r for batch in batches if batch is not None for r in batch.reqs}
+    if scheduler.chunked_req is not None:
+        found[id(scheduler.chunked_req)] = scheduler.chunked_req
+    return [req for req in found.values() if req.req_pool_idx is not None]
+
+
+def _check_length(req: Any, scheduler: Any) -> None:
+    """A decoding request's row holds all logical tokens but the evicted ones and the newest."""
+    from memento_sgl.runtime import current
+
+    state, runtime = req.memento, current()
+    rows = req.kv_committed_len
+    state.measured_peak = max(state.measured_peak, rows)
+    waiting = req in runtime.due or req in runtime.voided or state.replay is not None
+    if waiting or req is scheduler.chunked_req or req.finished() or not req.output_ids:
+        return
+    behind = len(req.origin_input_ids) + len(req.output_ids) - state.evicted - rows
+    assert behind in (0, 1), (req.rid, behind, rows, state.evicted)

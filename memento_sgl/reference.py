@@ -1,0 +1,178 @@
+"""The definition in PyTorch and Hugging Face: the attention mask of block eviction, and greedy
+generation with it. Trainers need the same mask; the tests use it as the oracle of the runtime.
+
+    visible(q) = { k <= q : no evicted span containing k has an eviction point p <= q }
+
+In restart mode a memento's KV exists twice, first with and then without its block. Such a sequence
+is unrolled: the recomputed tokens appear a second time, at the same positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from memento_sgl.config import MementoConfig
+from memento_sgl.machine import BlockMachine, Eviction, State, section_start_of
+from memento_sgl.markers import MarkerIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class MaskedSequence(NamedTuple):
+    """One sequence laid out for a single masked forward pass over U >= T entries.
+
+    Attributes:
+        logical: logical index of every entry, also its rope position; int64 `[U]`.
+        visible: which entries an entry attends to; bool `[U, U]`, row = query.
+        last: entry that holds the final KV and the logits of each logical index; int64 `[T]`.
+    """
+
+    logical: torch.Tensor
+    visible: torch.Tensor
+    last: torch.Tensor
+
+
+def attention_mask(evictions: Sequence[Eviction], length: int) -> torch.Tensor:
+    """Bool `[length, length]`, true where query (row) sees key (column), without unrolling."""
+    mask = torch.ones(length, length, dtype=torch.bool).tril()
+    for eviction in evictions:
+        mask[eviction.point :, eviction.start : eviction.end] = False
+    return mask
+
+
+def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
+    """Lay a sequence of `length` tokens out, recomputed mementos (restart mode) twice."""
+    logical: list[int] = []
+    hidden_from: list[int] = []  # entry index from which an entry is invisible
+    newest: dict[int, int] = {}
+    due = {eviction.point: eviction for eviction in evictions}
+    never = 2 * length + 1
+
+    def emit(index: int) -> None:
+        newest[index] = len(logical)
+        logical.append(index)
+        hidden_from.append(never)
+
+    for index in range(length):
+        if (eviction := due.get(index)) is not None:
+            for gone in (*range(eviction.start, eviction.end), *range(eviction.resume, index)):
+                hidden_from[newest[gone]] = len(logical)
+            for again in range(eviction.resume, index):
+                emit(again)
+        emit(index)
+    entries = torch.arange(len(logical))
+    visible = entries[:, None] >= entries[None, :]
+    visible &= entries[:, None] < torch.tensor(hidden_from)[None, :]
+    return MaskedSequence(
+        logical=torch.tensor(logical, dtype=torch.int64),
+        visible=visible,
+        last=torch.tensor([newest[i] for i in range(length)], dtype=torch.int64),
+    )
+
+
+@torch.no_grad()
+def masked_logits(
+    model: PreTrainedModel, tokens: Sequence[int], evictions: Sequence[Eviction]
+) -> torch.Tensor:
+    """Logits of every logical index under the mask; float `[T, vocabulary]`."""
+    layout = lay_out(evictions, len(tokens))
+    device = model.device
+    ids = torch.tensor(list(tokens))[layout.logical].to(device)
+    bias = torch.zeros(layout.visible.shape, dtype=model.dtype)
+    bias.masked_fill_(~layout.visible, torch.finfo(model.dtype).min)
+    out: Any = model(
+        input_ids=ids[None],
+        position_ids=layout.logical[None].to(device),
+        attention_mask=bias[None, None].to(device),
+        use_cache=False,
+    )
+    logits: torch.Tensor = out.logits[0, layout.last.to(device)]
+    return logits
+
+
+def forced_token(machine: BlockMachine, index: int, markers: MarkerIds) -> int | None:
+    """The marker that a cap forces at `index`, if any."""
+    state, held = machine.state_before(index), machine.content_tokens(index)
+    block_cap, summary_cap = machine.config.caps
+    if state is State.BLOCK and 0 < block_cap <= held:
+        return markers.block_end
+    if state is State.MEMENTO and 0 < summary_cap <= held:
+        return markers.summary_end
+    return None
+
+
+def generate(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    config: MementoConfig,
+    markers: MarkerIds,
+    *,
+    max_new_tokens: int,
+    stop: Sequence[int] = (),
+    assistant_start: int | None = None,
+) -> list[int]:
+    """Greedy generation by recomputing everything under the mask at each step. Slow and plain.
+
+    Returns the new tokens; a stop token is included.
+    """
+    tokens = list(prompt)
+    start = section_start_of(tokens, config, markers, assistant_start)
+    machine = BlockMachine(markers, config, section_start=start)
+    machine.feed_all(tokens)
+    while len(tokens) < len(prompt) + max_new_tokens:
+        forced = forced_token(machine, len(tokens), markers)
+        if forced is None:
+            logits = masked_logits(model, tokens, machine.evictions)
+            forced = int(logits[-1].argmax())
+        tokens.append(forced)
+        machine.feed_all([forced], start=len(tokens) - 1)
+        if forced in stop:
+            break
+    return tokens[len(prompt) :]
+
+
+class Mismatch(NamedTuple):
+    """Where greedy tokens leave the oracle: logical index, token found, token expected, and how
+    far apart the two logits are."""
+
+    index: int
+    found: int
+    expected: int
+    gap: float
+
+
+def check_greedy(
+    model: PreTrainedModel,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    config: MementoConfig,
+    markers: MarkerIds,
+    *,
+    assistant_start: int | None = None,
+) -> list[Mismatch]:
+    """Compare an output with greedy decoding under the mask, in one forward pass.
+
+    An output without mismatches is exactly what `generate` gives.
+    """
+    tokens = [*prompt, *output]
+    start = section_start_of(list(prompt), config, markers, assistant_start)
+    machine = BlockMachine(markers, config, section_start=start)
+    machine.feed_all(prompt)
+    forced: dict[int, int] = {}
+    for index in range(len(prompt), len(tokens)):
+        if (token := forced_token(machine, index, markers)) is not None:
+            forced[index] = token
+        machine.feed_all([tokens[index]], start=index)
+    logits = masked_logits(model, tokens, machine.evictions)
+    wrong = []
+    for index in range(len(prompt), len(tokens)):
+        row = logits[index - 1]
+        expected = forced.get(index, int(row.argmax()))
+        if tokens[index] != expected:
+            gap = float(row[expected] - row[tokens[index]])
+            wrong.append(Mismatch(index, tokens[index], expected, gap))
+    return wrong

@@ -1,0 +1,153 @@
+"""What the runtime knows about one request. Plain Python; owned by the engine's `Req`.
+
+    logical   0 ................ resume .. point = p ........ n-1
+    row       the same minus what `applied` evictions removed below
+
+`applied` counts the evictions that the request's row reflects. A retraction sets it back to zero;
+the list itself stays, so that the rebuild replays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableSequence, Sequence
+from typing import Any
+
+from memento_sgl.accounting import account
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.errors import RequestError
+from memento_sgl.machine import BlockMachine, Eviction, section_start_of
+from memento_sgl.markers import MarkerIds
+
+
+class RequestState:
+    """Markers seen, evictions due and done, and decode steps to be voided.
+
+    Attributes:
+        evicted: tokens missing from the row.
+        void: decode results still to come that must be ignored.
+        replay: logical index that the next decode step reads, while a memento is recomputed.
+    """
+
+    __slots__ = (
+        "_fed",
+        "applied",
+        "config",
+        "evicted",
+        "machine",
+        "measured_peak",
+        "prompt_len",
+        "replay",
+        "void",
+    )
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        config: MementoConfig,
+        markers: MarkerIds,
+        options: RequestOptions,
+    ) -> None:
+        self.config = config.for_request(options)
+        start = section_start_of(prompt, self.config, markers, options.assistant_start)
+        self.machine = BlockMachine(markers, self.config, section_start=start)
+        self.machine.feed_all(prompt)
+        self.prompt_len = len(prompt)
+        self._fed = len(prompt)
+        self.applied = 0
+        self.evicted = 0
+        self.void = 0
+        self.replay: int | None = None
+        self.measured_peak = 0
+
+    def observe(self, output: Sequence[int]) -> bool:
+        """Take the output tokens not seen yet; true if they made an eviction due."""
+        total = self.prompt_len + len(output)
+        if total == self._fed:
+            return False
+        new = output[self._fed - self.prompt_len :]
+        due = self.machine.feed_all(new, start=self._fed)
+        self._fed = total
+        return bool(due)
+
+    @property
+    def length(self) -> int:
+        """Logical tokens seen: prompt and output."""
+        return self._fed
+
+    @property
+    def next_eviction(self) -> Eviction | None:
+        """The first eviction that the row does not reflect yet."""
+        if self.applied < len(self.machine.evictions):
+            return self.machine.evictions[self.applied]
+        return None
+
+    def row(self, index: int) -> int:
+        """Row index of a logical index at or after the applied spans."""
+        return index - self.evicted
+
+    def apply(self) -> Eviction:
+        """Count the next eviction as done."""
+        eviction = self.machine.evictions[self.applied]
+        self.applied += 1
+        self.evicted += eviction.tokens
+        return eviction
+
+    def reset(self) -> None:
+        """The row is gone (retraction): nothing is applied, nothing is in flight."""
+        self.applied = self.evicted = self.void = 0
+        self.replay = None
+
+    def visible(self, logical: MutableSequence[int]) -> MutableSequence[int]:
+        """The tokens of `logical` that are in the row, in order; same type as given."""
+        kept = logical[:0]
+        last = 0
+        for eviction in self.machine.evictions[: self.applied]:
+            kept += logical[last : eviction.start]
+            last = eviction.end
+        kept += logical[last:]
+        return kept
+
+    def report(self, output: Sequence[int]) -> dict[str, Any]:
+        """Accounting over the prompt and the given output, ready for JSON."""
+        self.observe(output)
+        record = account(self.machine, self.prompt_len, self.prompt_len + len(output)).as_dict()
+        if self.measured_peak:
+            record["measured_peak_kv_tokens"] = self.measured_peak
+        return record
+
+
+def check_options(
+    custom_params: object, prompt_len: int, config: MementoConfig, *, input_logprobs: bool
+) -> RequestOptions:
+    """Validate a request at the door.
+
+    Args:
+        custom_params: the request's `custom_params`.
+        prompt_len: tokens of the prompt.
+        config: the server's options.
+        input_logprobs: the request asks for log-probabilities of prompt tokens.
+
+    Raises:
+        RequestError: with what to change; the server answers HTTP 400.
+    """
+    options = options_of(custom_params)
+    merged = config.for_request(options)
+    if options.assistant_start is not None and options.assistant_start > prompt_len:
+        raise RequestError(
+            f"memento: assistant_start={options.assistant_start} lies behind the prompt "
+            f"({prompt_len} tokens)"
+        )
+    if input_logprobs and merged.evicts:
+        raise RequestError(
+            "memento: log-probabilities of prompt tokens are not available while blocks are "
+            'evicted: leave logprob_start_len at -1, or send {"memento": {"enable": false}} in '
+            "custom_params"
+        )
+    return options
+
+
+def options_of(custom_params: object) -> RequestOptions:
+    """The overrides inside a request's `custom_params`."""
+    if isinstance(custom_params, dict):
+        return RequestOptions.parse(custom_params.get("memento"))
+    return RequestOptions()

@@ -1,0 +1,229 @@
+"""One object per scheduler process: the options, the tensors indexed by request slot, and the
+requests that wait for an eviction or a redone step.
+
+    offsets[slot]   tokens evicted from the request in `slot`: rope position = row index + offset
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from memento_sgl.caps import CapAutomaton
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.errors import ConfigError, RequestError
+from memento_sgl.machine import Eviction
+from memento_sgl.markers import MarkerIds
+from memento_sgl.request import RequestState, options_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """What the launcher found out once; travels to every process inside the server arguments."""
+
+    config: MementoConfig
+    markers: MarkerIds
+
+
+class Runtime:
+    """Eviction state of one scheduler process.
+
+    Attributes:
+        due: requests with an eviction to apply before their next decode step.
+        voided: requests with decode results to come that must be ignored.
+        replaying: requests whose next decode step reads a token that was read before.
+        evicting: false until the first eviction of the process, so that traffic without blocks
+            pays nothing for positions.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.config, self.markers = settings
+        self.marker_tokens = frozenset(self.markers.classes)
+        self.due: set[Any] = set()
+        self.voided: set[Any] = set()
+        self.replaying: set[Any] = set()
+        self.evicting = False
+        self.caps: CapAutomaton | None = None
+        self.offsets = torch.empty(0)
+        self._scheduler: Any = None
+
+    def attach(self, scheduler: Any) -> None:
+        """Bind to the scheduler's pools once they exist.
+
+        Raises:
+            ConfigError: the engine settled on something that eviction does not support.
+        """
+        _check_engine(scheduler)
+        table = scheduler.req_to_token_pool.req_to_token
+        self._scheduler = scheduler
+        self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
+        if any(self.config.caps):
+            self._enable_caps()
+
+    def new_request(self, req: Any) -> RequestState:
+        """State for a request; bad options (already refused at the door) abort it alone."""
+        params = req.sampling_params.custom_params
+        try:
+            options = options_of(params)
+            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+        except RequestError as error:
+            req.set_finish_with_abort(str(error))
+            options = RequestOptions(enable=False)
+            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+        if any(state.config.caps):
+            self._enable_caps()
+        return state
+
+    def observe(self, batch: Any, ignored: Sequence[Any]) -> None:
+        """After a result was processed: find the requests whose newest token makes a span due."""
+        for req in batch.reqs:
+            output = req.output_ids
+            if not output or output[-1] not in self.marker_tokens:
+                continue
+            if req in ignored or req.is_retracted or not req.memento.observe(output):
+                continue
+            if req.finished():
+                continue
+            self.due.add(req)
+            if self._in_flight(req):
+                req.memento.void += 1
+                self.voided.add(req)
+
+    def _in_flight(self, req: Any) -> bool:
+        queue = getattr(self._scheduler, "result_queue", ())
+        return any(req in launched.reqs for launched, _ in queue)
+
+    def take_voided(self, batch: Any) -> list[Any]:
+        """The requests of a decode batch whose result must be ignored; counts it as consumed."""
+        if not self.voided:
+            return []
+        ignored = [r for r in batch.reqs if r in self.voided and not r.is_retracted]
+        for req in ignored:
+            req.memento.void -= 1
+            if req.memento.void == 0:
+                self.voided.discard(req)
+        return ignored
+
+    def rewind(self, req: Any, eviction: Eviction) -> None:
+        """The next decode steps of `req` read the tokens from `eviction.resume` on once more."""
+        state: RequestState = req.memento
+        state.replay = eviction.resume
+        self.replaying.add(req)
+        known = eviction.point - eviction.resume
+        if known:
+            state.void += known
+            self.voided.add(req)
+
+    def feed_replays(self, batch: Any) -> None:
+        """Put the tokens to be read again where the next decode step looks for its input."""
+        slots, tokens, states = [], [], []
+        for req in batch.reqs:
+            if req not in self.replaying:
+                continue
+            if req.finished():
+                self.replaying.discard(req)
+                continue
+            state: RequestState = req.memento
+            index = state.replay
+            assert index is not None
+            slots.append(req.req_pool_idx)
+            if index < state.prompt_len:
+                tokens.append(req.origin_input_ids[index])
+            else:
+                tokens.append(req.output_ids[index - state.prompt_len])
+            states.append(state)
+            state.replay = index + 1
+            if state.replay == state.length:
+                state.replay = None
+                self.replaying.discard(req)
+        if not slots:
+            return
+        # After the step in flight has written its sampled token, before the next one reads it.
+        with getattr(self._scheduler, "forward_stream_ctx", None) or nullcontext():
+            buffer = self._scheduler.future_map.output_tokens_buf
+            where = torch.tensor(slots, device=buffer.device)
+            buffer[where] = torch.tensor(tokens, dtype=buffer.dtype, device=buffer.device)
+            if self.caps is not None:
+                self.caps.load(slots, states)
+
+    def place(self, batch: Any) -> None:
+        """After a prefill batch got its slots: their offsets and cap states."""
+        states = [req.memento for req in batch.reqs]
+        slots = [req.req_pool_idx for req in batch.reqs]
+        if self.evicting or any(state.evicted for state in states):
+            evicted = [state.evicted for state in states]
+            self.set_offsets(slots, evicted)
+            batch.orig_seq_lens = batch.orig_seq_lens + torch.tensor(
+                evicted, dtype=batch.orig_seq_lens.dtype, device=batch.orig_seq_lens.device
+            )
+        if self.caps is not None:
+            self.caps.load(slots, states)
+
+    def set_offsets(self, slots: list[int], evicted: list[int]) -> None:
+        self.evicting = True
+        values = torch.tensor([slots, evicted], dtype=torch.int64)
+        where, what = values.to(self.offsets.device, non_blocking=True)
+        self.offsets[where] = what
+
+    def forget(self, req: Any) -> None:
+        """The request's row is gone: nothing is due, voided or redone any more."""
+        req.memento.reset()
+        for waiting in (self.due, self.voided, self.replaying):
+            waiting.discard(req)
+
+    def log_eviction(self, req: Any, eviction: Eviction) -> None:
+        if self.config.debug:
+            logger.info(
+                "memento evict rid=%s logical=[%d,%d) point=%d resume=%d row_start=%d offset=%d",
+                req.rid,
+                eviction.start,
+                eviction.end,
+                eviction.point,
+                eviction.resume,
+                eviction.start - (req.memento.evicted - eviction.tokens),
+                req.memento.evicted,
+            )
+
+    def _enable_caps(self) -> None:
+        if self.caps is None:
+            vocabulary = self._scheduler.model_config.vocab_size
+            slots, device = self.offsets.shape[0], self.offsets.device
+            self.caps = CapAutomaton(slots, vocabulary, self.markers, device)
+
+
+def _check_engine(scheduler: Any) -> None:
+    if scheduler.page_size != 1:
+        raise ConfigError(f"memento needs page size 1, the engine uses {scheduler.page_size}")
+    model = scheduler.model_config
+    for name, what in (
+        ("is_hybrid_swa", "sliding-window layers"),
+        ("is_multimodal", "multimodal positions"),
+        ("is_encoder_decoder", "an encoder"),
+    ):
+        if getattr(scheduler, name, False) or getattr(model, name, False):
+            raise ConfigError(f"memento does not support models with {what} yet")
+    if getattr(scheduler, "is_hybrid_ssm", False):
+        raise ConfigError("memento does not support models with recurrent layers yet")
+
+
+_current: Runtime | None = None
+
+
+def install(settings: Settings) -> Runtime:
+    """Create this process's runtime."""
+    global _current
+    _current = Runtime(settings)
+    return _current
+
+
+def current() -> Runtime:
+    """This process's runtime; hooks run only after `install`."""
+    assert _current is not None
+    return _current

@@ -1,0 +1,186 @@
+"""From command line flags to an engine that evicts: parse, check, settle, before weights load."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from typing import Any, get_args
+
+from memento_sgl.config import MementoConfig
+from memento_sgl.errors import ConfigError
+from memento_sgl.markers import resolve_markers
+from memento_sgl.runtime import Settings
+
+logger = logging.getLogger(__name__)
+
+CHECKED_ATTENTION_BACKENDS = ("torch_native",)
+
+# Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
+REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("speculative_algorithm", (None,), "speculative decoding"),
+    ("enable_hierarchical_cache", (False,), "the hierarchical cache"),
+    ("enable_lmcache", (False,), "LMCache"),
+    ("enable_flexkv", (False,), "FlexKV"),
+    ("enable_hisparse", (False,), "hierarchical sparse attention"),
+    ("enable_unified_memory", (False,), "the unified memory pool"),
+    ("disaggregation_mode", ("null",), "prefill/decode disaggregation"),
+    ("enable_mixed_chunk", (False,), "mixed chunked prefill"),
+    ("enable_streaming_session", (False,), "streaming sessions"),
+    ("enable_session_radix_cache", (False,), "the session radix cache"),
+    ("strip_thinking_cache", (False,), "--strip-thinking-cache"),
+    ("dcp_size", (1,), "decode context parallelism"),
+    ("pp_size", (1,), "pipeline parallelism"),
+    ("enable_dp_attention", (False,), "data-parallel attention"),
+    ("enable_two_batch_overlap", (False,), "two-batch overlap"),
+    ("enable_pdmux", (False,), "prefill/decode multiplexing"),
+    ("enable_deterministic_inference", (False,), "deterministic inference"),
+    ("enable_dynamic_chunking", (False,), "dynamic chunking"),
+    ("dllm_algorithm", (None,), "diffusion language models"),
+    ("is_embedding", (False,), "embedding models"),
+    ("tokenizer_worker_num", (1,), "more than one tokenizer worker"),
+    ("page_size", (None, 1), "a page size above 1"),
+    ("encoder_only", (False,), "an encoder-only server"),
+    ("use_ray", (False,), "Ray actors for schedulers"),
+)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--enable-memento`, `--memento-config` and one flag for each option."""
+    group = parser.add_argument_group("memento: in-place eviction of finished reasoning blocks")
+    group.add_argument("--enable-memento", action="store_true", help="Evict finished blocks.")
+    group.add_argument(
+        "--memento-config",
+        metavar="JSON-OR-PATH",
+        help="Options as a JSON object or the path of a JSON file; the flags below override it.",
+    )
+    for name, field in MementoConfig.model_fields.items():
+        if name == "enable":
+            continue
+        kinds = _kinds(field.annotation)
+        group.add_argument(
+            f"--memento-{name.replace('_', '-')}",
+            dest=f"memento_{name}",
+            metavar="/".join(kinds),
+            help=f"{(field.description or '').replace('%', '%%')} (default: {field.default})",
+        )
+
+
+def _kinds(annotation: Any) -> list[str]:
+    """Names of the types or values that an option accepts."""
+    if annotation is bool:
+        return ["true", "false"]
+    if isinstance(annotation, type):
+        return [annotation.__name__]
+    parts = get_args(annotation)
+    return [kind for part in parts for kind in ([part] if isinstance(part, str) else _kinds(part))]
+
+
+def config_from_flags(args: argparse.Namespace) -> MementoConfig | None:
+    """The options of a launch; None when memento is not asked for.
+
+    Raises:
+        ConfigError: bad JSON, unknown option, wrong type, contradiction, options without enabling.
+    """
+    given: dict[str, Any] = {}
+    for name, field in MementoConfig.model_fields.items():
+        text = getattr(args, f"memento_{name}", None)
+        if text is not None:
+            given[name] = _value(name, text, field.annotation)
+    source = getattr(args, "memento_config", None)
+    base = MementoConfig.parse(source) if source is not None else MementoConfig()
+    enabled = bool(getattr(args, "enable_memento", False))
+    if enabled and "enable" in base.model_fields_set and not base.enable:
+        raise ConfigError('--enable-memento contradicts "enable": false in --memento-config')
+    if not (enabled or base.enable):
+        if given:
+            flag = next(iter(given)).replace("_", "-")
+            raise ConfigError(f"--memento-{flag} has no effect without --enable-memento")
+        return None
+    return MementoConfig.parse(base.model_dump() | given | {"enable": True})
+
+
+def _value(name: str, text: str, annotation: Any) -> Any:
+    kinds = _kinds(annotation)
+    if "true" in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if annotation is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"--memento-{name.replace('_', '-')}: not a number: {text!r}") from None
+    if annotation is str or text in kinds:
+        return text
+    raise ConfigError(
+        f"--memento-{name.replace('_', '-')}: expected {' or '.join(kinds)}, not {text!r}"
+    )
+
+
+def enable(server_args: Any, config: MementoConfig) -> None:
+    """Make `server_args` start an engine that evicts, or refuse.
+
+    Resolves the markers and the model family and leaves the settings on the arguments, which are
+    read-only otherwise and travel to every process (`settings_of`). The request-parsing seams are
+    applied to this process.
+
+    Raises:
+        ConfigError: an engine flag that is not supported, an unknown model family.
+        MarkerError: a marker is not exactly one token.
+    """
+    _require_plugin()
+    _refuse(server_args)
+    config = config.for_family(list(server_args.get_model_config().hf_config.architectures or ()))
+    markers = resolve_markers(config, _tokenizer(server_args))
+    backend = server_args.attention_backend
+    if backend not in CHECKED_ATTENTION_BACKENDS:
+        logger.warning("memento: attention backend %s has not been checked for exactness", backend)
+    logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
+    server_args._memento = Settings(config, markers)
+
+    from memento_patches.plugin import install  # noqa: PLC0415
+
+    install("frontend")
+
+
+def settings_of(server_args: Any) -> Settings | None:
+    """What `enable` left on the server arguments; None for a stock engine."""
+    settings: Settings | None = getattr(server_args, "_memento", None)
+    return settings
+
+
+def required_arguments() -> dict[str, Any]:
+    """Server arguments to be set before `ServerArgs` resolves and freezes itself."""
+    logger.warning("memento: prefix caching is turned off: it cannot hold evicted blocks yet")
+    return {"disable_radix_cache": True}
+
+
+def _refuse(server_args: Any) -> None:
+    for attribute, allowed, what in REFUSED:
+        value = getattr(server_args, attribute)
+        if value not in allowed:
+            raise ConfigError(f"memento does not support {what} yet ({attribute}={value!r})")
+    if server_args.chunked_prefill_size is not None and server_args.chunked_prefill_size <= 0:
+        raise ConfigError(
+            "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
+        )
+
+
+def _require_plugin() -> None:
+    allowed = os.environ.get("SGLANG_PLUGINS", "")
+    if allowed and "memento" not in [name.strip() for name in allowed.split(",")]:
+        raise ConfigError(
+            f"SGLANG_PLUGINS={allowed!r} keeps the memento plugin out of the scheduler: add it"
+        )
+
+
+def _tokenizer(server_args: Any) -> Any:
+    if server_args.skip_tokenizer_init:
+        return None
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    return get_tokenizer(
+        server_args.tokenizer_path,
+        tokenizer_mode=server_args.tokenizer_mode,
+        trust_remote_code=server_args.trust_remote_code,
+        revision=server_args.revision,
+    )

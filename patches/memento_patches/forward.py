@@ -1,0 +1,43 @@
+"""Seam: positions and sampling of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from memento_sgl import runtime
+
+
+def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
+    state = runtime.current()
+    positions = forward_batch.positions
+    if not state.evicting or positions is None or positions.numel() == 0:
+        return
+    offsets = state.offsets[forward_batch.req_pool_indices]
+    if forward_batch.forward_mode.is_extend():
+        offsets = torch.repeat_interleave(
+            offsets, forward_batch.extend_seq_lens, output_size=forward_batch.extend_num_tokens
+        )
+    forward_batch.positions = positions + offsets.to(positions.dtype)
+
+
+def around_sample(
+    original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any
+) -> Any:
+    state = runtime.current()
+    slots = forward_batch.req_pool_indices
+    if state.caps is not None:
+        state.caps.constrain(slots, logits_output.next_token_logits)
+    rows = forward_batch.seq_lens
+    if state.evicting and forward_batch.forward_mode.is_extend():
+        # The seed of a token depends on its position, which upstream takes from the row here.
+        forward_batch.seq_lens = rows + state.offsets[slots].to(rows.dtype)
+    try:
+        tokens = original(runner, logits_output, forward_batch)
+    finally:
+        forward_batch.seq_lens = rows
+    if state.caps is not None:
+        state.caps.advance(slots, tokens)
+    return tokens

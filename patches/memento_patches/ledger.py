@@ -1,0 +1,257 @@
+"""Every seam of SGLang that is touched: the only list there is, read by the guard and by tests.
+
+`role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
+parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
+`python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SGLANG_VERSION = "0.5.17"
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """One wrapped function of SGLang 0.5.17.
+
+    Attributes:
+        target: dotted name of the function.
+        kind: how it is wrapped (`HookType` of SGLang).
+        hook: `module:function` inside this package.
+        why: what it is needed for.
+        retire: what SGLang would have to offer for it to go.
+        fingerprint: see `guard.fingerprint`.
+    """
+
+    target: str
+    kind: Literal["BEFORE", "AFTER", "AROUND"]
+    hook: str
+    role: Literal["bootstrap", "frontend", "scheduler"]
+    why: str
+    retire: str
+    fingerprint: str
+
+
+_BATCH = "sglang.srt.managers.schedule_batch"
+_POLICY = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+_OPENAI = "sglang.srt.entrypoints.openai"
+
+LEDGER: tuple[Seam, ...] = (
+    Seam(
+        target="sglang.srt.server_args.ServerArgs.add_cli_args",
+        kind="AFTER",
+        hook="server_args:add_cli_args",
+        role="bootstrap",
+        why="the --enable-memento and --memento-* flags",
+        retire="an argument hook for plugins",
+        fingerprint="0acc07dc354bfa76",
+    ),
+    Seam(
+        target="sglang.srt.server_args.ServerArgs.from_cli_args",
+        kind="AROUND",
+        hook="server_args:from_cli_args",
+        role="bootstrap",
+        why="check the flags and the model before anything is started",
+        retire="an argument hook for plugins",
+        fingerprint="74460fbf23feea26",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}.__init__",
+        kind="BEFORE",
+        hook="scheduler:before_init",
+        role="bootstrap",
+        why="apply the scheduler's seams in its own process, only when enabled",
+        retire="plugins that see the server arguments",
+        fingerprint="ef18a94255e45fd5",
+    ),
+    Seam(
+        target=f"{_TOKENIZER}._create_tokenized_object",
+        kind="BEFORE",
+        hook="tokenizer_manager:check_request",
+        role="frontend",
+        why="answer 400 to bad per-request options",
+        retire="a request validation hook",
+        fingerprint="318a56ace9818507",
+    ),
+    Seam(
+        target=f"{_TOKENIZER}._handle_batch_output",
+        kind="BEFORE",
+        hook="tokenizer_manager:take_records",
+        role="frontend",
+        why="take the accounting out of the per-token side channel",
+        retire="per-request customized_info",
+        fingerprint="2a7f3f978ae1bbf2",
+    ),
+    Seam(
+        target=f"{_TOKENIZER}._wait_one_response",
+        kind="AROUND",
+        hook="tokenizer_manager:add_record",
+        role="frontend",
+        why='meta_info["memento"] of the final answer',
+        retire="per-request customized_info",
+        fingerprint="e17db51a1d5dad32",
+    ),
+    Seam(
+        target=f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
+        kind="AFTER",
+        hook="openai_serving:add_metadata",
+        role="frontend",
+        why="accounting in chat completions",
+        retire="an extension point for response metadata",
+        fingerprint="b36debeb58b8d7b5",
+    ),
+    Seam(
+        target=f"{_OPENAI}.serving_chat.OpenAIServingChat._generate_chat_stream",
+        kind="AROUND",
+        hook="openai_serving:add_stream_metadata",
+        role="frontend",
+        why="accounting in the final chunk of a chat stream",
+        retire="an extension point for response metadata",
+        fingerprint="df524df1eb1de040",
+    ),
+    Seam(
+        target=f"{_OPENAI}.serving_completions.OpenAIServingCompletion._build_completion_response",
+        kind="AFTER",
+        hook="openai_serving:add_metadata",
+        role="frontend",
+        why="accounting in completions",
+        retire="an extension point for response metadata",
+        fingerprint="3ce0d4effe8cf218",
+    ),
+    Seam(
+        target=f"{_OPENAI}.serving_completions.OpenAIServingCompletion._generate_completion_stream",
+        kind="AROUND",
+        hook="openai_serving:add_stream_metadata",
+        role="frontend",
+        why="accounting in the final chunk of a completion stream",
+        retire="an extension point for response metadata",
+        fingerprint="97cf189000a933f4",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}.init_overlap",
+        kind="AFTER",
+        hook="scheduler:attach",
+        role="scheduler",
+        why="bind to the request table and the relay of sampled tokens",
+        retire="a plugin callback after scheduler set-up",
+        fingerprint="6649af9f6cd80c48",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}.update_running_batch",
+        kind="BEFORE",
+        hook="scheduler:before_decode",
+        role="scheduler",
+        why="evict before memory is checked and the next decode step is prepared",
+        retire="a scheduler callback before decode",
+        fingerprint="5d4e056357a4e536",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}.process_batch_result",
+        kind="AROUND",
+        hook="scheduler:around_result",
+        role="scheduler",
+        why="skip voided steps; find evictions that became due",
+        retire="a per-request result callback",
+        fingerprint="89adb4bce2136e96",
+    ),
+    Seam(
+        target=f"{_BATCH}.Req.__init__",
+        kind="AFTER",
+        hook="schedule_batch:after_init",
+        role="scheduler",
+        why="attach the request's state",
+        retire="typed plugin state on requests",
+        fingerprint="1347346eb958f3e5",
+    ),
+    Seam(
+        target=f"{_BATCH}.Req._refresh_fill_ids",
+        kind="AROUND",
+        hook="schedule_batch:around_refresh_fill_ids",
+        role="scheduler",
+        why="the row of a request with evictions holds its visible tokens only",
+        retire="row coordinates upstream",
+        fingerprint="a197422d9161fd97",
+    ),
+    Seam(
+        target=f"{_BATCH}.Req.reset_for_retract",
+        kind="AFTER",
+        hook="schedule_batch:after_reset_for_retract",
+        role="scheduler",
+        why="a retracted row is rebuilt by replaying its evictions",
+        retire="row coordinates upstream",
+        fingerprint="e07f9ccbd55de682",
+    ),
+    Seam(
+        target=f"{_BATCH}.ScheduleBatch.prepare_for_extend",
+        kind="AFTER",
+        hook="schedule_batch:after_prepare_for_extend",
+        role="scheduler",
+        why="position offsets of the slots that a prefill uses",
+        retire="logical positions upstream",
+        fingerprint="27862b721630c623",
+    ),
+    Seam(
+        target=f"{_POLICY}.add_one_req",
+        kind="AROUND",
+        hook="prefill:around_add_one_req",
+        role="scheduler",
+        why="a prefill ends before each eviction point",
+        retire="segment ends in the prefill policy",
+        fingerprint="5e88d3ab43c32b9e",
+    ),
+    Seam(
+        target=f"{_POLICY}.add_chunked_req",
+        kind="AROUND",
+        hook="prefill:around_add_chunked_req",
+        role="scheduler",
+        why="evict between the segments of a prefill",
+        retire="segment ends in the prefill policy",
+        fingerprint="bd89cdcf19fcb51e",
+    ),
+    Seam(
+        target="sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        kind="AFTER",
+        hook="forward:after_init_new",
+        role="scheduler",
+        why="rope positions are logical while rows are physical",
+        retire="logical positions upstream",
+        fingerprint="9f0c899f3ac9a7cc",
+    ),
+    Seam(
+        target="sglang.srt.model_executor.model_runner.ModelRunner.sample",
+        kind="AROUND",
+        hook="forward:around_sample",
+        role="scheduler",
+        why="length caps; seeds by logical position after a segmented prefill",
+        retire="logical positions upstream, custom constraints on the device",
+        fingerprint="223dc64369624dc2",
+    ),
+    Seam(
+        target="sglang.srt.managers.scheduler_components.output_streamer"
+        "._GenerationStreamAccumulator.accept",
+        kind="AFTER",
+        hook="output:after_accept",
+        role="scheduler",
+        why="send a finished request's accounting along",
+        retire="per-request customized_info",
+        fingerprint="28697f2f6c36783d",
+    ),
+)
+
+
+def seams(role: str) -> list[Seam]:
+    """The seams of one role."""
+    return [seam for seam in LEDGER if seam.role == role]
+
+
+if __name__ == "__main__":
+    from memento_patches.guard import fingerprint
+
+    for seam in LEDGER:
+        if (now := fingerprint(seam.target)) != seam.fingerprint:
+            print(f"{seam.target}\t{seam.fingerprint or '-'}\t{now}")

@@ -1,0 +1,18 @@
+"""Seam: a finished request's accounting rides along with its last tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEY = "memento"
+
+
+def after_accept(_result: None, accumulator: Any, *, req: Any) -> None:
+    sent = len(accumulator.rids)
+    if not sent or accumulator.rids[-1] != req.rid:
+        return
+    records = accumulator.customized_info.setdefault(KEY, [])
+    del records[sent - 1 :]
+    records.extend([] for _ in range(sent - 1 - len(records)))
+    done = req.finished() and req.memento.config.enable
+    records.append([req.memento.report(req.output_ids_through_stop)] if done else [])

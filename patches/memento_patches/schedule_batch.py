@@ -1,0 +1,31 @@
+"""Seam: requests and batches."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+from memento_sgl import runtime
+
+
+def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
+    req.memento = runtime.current().new_request(req)
+
+
+def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
+    if req.memento.evicted == 0:
+        original(req)
+    else:
+        logical = req.origin_input_ids + req.output_ids
+        req.full_untruncated_fill_ids = req.memento.visible(logical)
+
+
+def after_reset_for_retract(_result: None, req: Any) -> None:
+    runtime.current().forget(req)
+    # Upstream appends to the fill ids where it can; visible ones are no base for that.
+    req.full_untruncated_fill_ids = array("q")
+
+
+def after_prepare_for_extend(_result: None, batch: Any) -> None:
+    runtime.current().place(batch)

@@ -1,0 +1,62 @@
+"""Seam: the scheduler's step loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from memento_patches.plugin import install
+from memento_sgl import runtime
+from memento_sgl.environment import check_slots
+from memento_sgl.eviction import evict_running
+from memento_sgl.ownership import check_ownership
+from memento_sgl.serving import settings_of
+
+
+def before_init(_scheduler: Any, server_args: Any, *_args: Any, **_kwargs: Any) -> None:
+    settings = settings_of(server_args)
+    if settings is not None:
+        install("scheduler")
+        runtime.install(settings)
+
+
+def attach(_result: None, scheduler: Any) -> None:
+    runtime.current().attach(scheduler)
+
+
+def before_decode(scheduler: Any, batch: Any) -> None:
+    state = runtime.current()
+    if state.due:
+        evict_running(state, batch)
+    if state.replaying:
+        state.feed_replays(batch)
+
+
+def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> None:
+    state = runtime.current()
+    ignored = state.take_voided(batch) if batch.forward_mode.is_decode() else []
+    if ignored:
+        _process_without(ignored, original, scheduler, batch, result)
+    else:
+        original(scheduler, batch, result)
+    state.observe(batch, ignored)
+    if check_slots():
+        check_ownership(scheduler)
+
+
+def _process_without(
+    ignored: list[Any], original: Callable[..., Any], scheduler: Any, batch: Any, result: Any
+) -> None:
+    """The result loop skips retracted requests, under overlap scheduling only: look like that."""
+    processor = scheduler.batch_result_processor
+    if not processor.enable_overlap:
+        scheduler.batch_result_processor = replace(processor, enable_overlap=True)
+    for req in ignored:
+        req.is_retracted = True
+    try:
+        original(scheduler, batch, result)
+    finally:
+        scheduler.batch_result_processor = processor
+        for req in ignored:
+            req.is_retracted = False

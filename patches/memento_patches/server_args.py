@@ -1,0 +1,27 @@
+"""Seam: command line flags and their checks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from memento_sgl.errors import MementoError
+from memento_sgl.serving import add_flags, config_from_flags, enable, required_arguments
+
+
+def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+    add_flags(parser)
+
+
+def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    try:
+        config = config_from_flags(args)
+        if config is not None:
+            vars(args).update(required_arguments())
+        server_args = original(cls, args)
+        if config is not None:
+            enable(server_args, config)
+    except MementoError as error:
+        raise SystemExit(f"memento: {error}") from None
+    return server_args

@@ -1,0 +1,53 @@
+"""Seam: requests come in, answers go out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from memento_patches.output import KEY
+from memento_sgl.request import check_options
+from memento_sgl.serving import settings_of
+
+_records: dict[str, dict[str, Any]] = {}
+"""Accounting by request id, from its arrival until the answer goes out."""
+
+
+def check_request(
+    manager: Any, obj: Any, _input_text: Any, input_ids: Any = None, *_args: Any, **_kwargs: Any
+) -> None:
+    params = getattr(obj, "sampling_params", None)
+    if not isinstance(params, dict) or input_ids is None:
+        return
+    logprobs = bool(getattr(obj, "return_logprob", False)) and obj.logprob_start_len not in (
+        None,
+        -1,
+    )
+    settings = settings_of(manager.server_args)
+    assert settings is not None
+    custom = params.get("custom_params")
+    check_options(custom, len(input_ids), settings.config, input_logprobs=logprobs)
+
+
+def take_records(manager: Any, recv_obj: Any) -> None:
+    from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
+
+    if getattr(recv_obj, "customized_info", None) is None:
+        return
+    info = unwrap_from_pickle(recv_obj.customized_info)
+    for rid, record in zip(recv_obj.rids, info.pop(KEY, ()), strict=False):
+        if record and rid in manager.rid_to_state:
+            _records[rid] = record[0]
+    recv_obj.customized_info = wrap_as_pickle(info) if info else None
+
+
+async def add_record(
+    original: Callable[..., Any], manager: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    try:
+        async for answer in original(manager, obj, request):
+            if (record := _records.pop(obj.rid, None)) is not None:
+                answer["meta_info"][KEY] = record
+            yield answer
+    finally:
+        _records.pop(obj.rid, None)
