@@ -34,6 +34,9 @@ OVERLOADS_PER_RETRY = 10  # "too many requests" is no fault of the request: more
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 
 
+_ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30)
+
+
 class Schema(NamedTuple):
     """A JSON schema that the answer should follow, where the endpoint can enforce one."""
 
@@ -91,7 +94,11 @@ class _Body(BaseModel):
 
 class _Server:
     """One endpoint during a run. `schemas` turns false when it does not take response_format;
-    `answered` and `schema_answered` when it has completed a request (with one)."""
+    `answered` and `schema_answered` when it has completed a request (with one).
+
+    Each request in flight has a client with one connection, the last used first: httpx's own pool
+    looks at all connections for every request, which at 200 costs more than the request.
+    """
 
     def __init__(self, endpoint: Endpoint, options: AskOptions) -> None:
         self.endpoint = endpoint
@@ -103,6 +110,28 @@ class _Server:
         self.headers = {"Content-Type": "application/json"}
         if self.key:
             self.headers["Authorization"] = f"Bearer {self.key}"
+        # Made once: reading the certificates takes longer than many a request.
+        self._tls = httpx.create_ssl_context() if endpoint.url.startswith("https") else False
+        # The whole answer is timed by the caller, not its single reads.
+        self._timeout = httpx.Timeout(None, connect=min(30.0, options.timeout))
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []
+
+    async def post(self, url: str, content: bytes, headers: dict[str, str]) -> httpx.Response:
+        client = self._idle.pop() if self._idle else self._connect()
+        try:
+            return await client.post(url, content=content, headers=headers)
+        finally:
+            self._idle.append(client)
+
+    def _connect(self) -> httpx.AsyncClient:
+        client = httpx.AsyncClient(verify=self._tls, limits=_ONE, timeout=self._timeout)
+        self._clients.append(client)
+        return client
+
+    async def close(self) -> None:
+        for client in self._clients:
+            await client.aclose()
 
     def body(self, prompt: Prompt, options: AskOptions, schema: bool) -> dict[str, Any]:
         messages = [
@@ -136,19 +165,14 @@ class Llm:
         self._failures = 0  # in a row, over all endpoints
         self._last_success = float("-inf")
         self.retries = 0
-        pool = httpx.Limits(
-            max_connections=None, max_keepalive_connections=options.concurrency, keepalive_expiry=30
-        )
-        connect = min(30.0, options.timeout)
-        timeout = httpx.Timeout(None, connect=connect)  # the whole answer is timed instead
-        self._http = httpx.AsyncClient(limits=pool, timeout=timeout)
 
     async def __aenter__(self) -> Llm:
         self._last_success = asyncio.get_running_loop().time()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        for server in self._servers:
+            await server.close()
 
     def stop(self, error: Exception) -> None:
         """Start no further request; those in flight may end. The first reason counts."""
@@ -245,7 +269,7 @@ class Llm:
         url = f"{server.endpoint.url}/chat/completions"
         try:
             async with asyncio.timeout(self.options.timeout):
-                response = await self._http.post(url, content=content, headers=headers)
+                response = await server.post(url, content, headers)
         except TimeoutError:
             reason = f"no complete answer within {self.options.timeout:g} s"
             return Failure("again", reason, overload=True)

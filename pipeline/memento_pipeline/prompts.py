@@ -66,13 +66,17 @@ def fingerprint(names: Sequence[str] = TEMPLATES, folder: Path | None = None) ->
 def _environment() -> Environment:
     loader = FileSystemLoader(template_folder())
     # Prompts are not HTML: nothing is escaped here, `neutralise` does what prompts need.
-    return Environment(
-        loader=loader, undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False
-    )
+    return Environment(loader=loader, undefined=StrictUndefined, auto_reload=False)
 
 
 def _render(name: str, values: Mapping[str, Any]) -> str:
     return _environment().get_template(name).render(values).strip()
+
+
+@cache
+def system_prompt(stage: str) -> str:
+    """The system message of a stage: one for grading cuts, one for all that is about mementos."""
+    return _render("score_system.jinja" if stage == "score" else "memento_system.jinja", {})
 
 
 def nonce_for(*texts: str) -> str:
@@ -112,8 +116,8 @@ def score_prompt(
         "count": len(boundaries),
         "note": note,
     }
-    system, user = _render("score_system.jinja", {}), _render("score.jinja", values)
-    return Prompt(trace_id, "score", system, user, SCORES, attempt)
+    user = _render("score.jinja", values)
+    return Prompt(trace_id, "score", system_prompt("score"), user, SCORES, attempt)
 
 
 def _marked(piece: str, boundary: int) -> str:
@@ -142,9 +146,9 @@ def memento_prompt(
         "numbers": ", ".join(str(block.number) for block in asked),
         "note": note,
     }
-    system, user = _render("memento_system.jinja", {}), _render(f"{stage}.jinja", values)
+    user = _render(f"{stage}.jinja", values)
     schema = JUDGEMENTS if stage == "judge" else None
-    return Prompt(trace_id, stage, system, user, schema, attempt)
+    return Prompt(trace_id, stage, system_prompt(stage), user, schema, attempt)
 
 
 def _neutral(block: BlockView) -> BlockView:

@@ -249,3 +249,24 @@ class Store:
         """Make failed traces unfinished again; returns how many."""
         sql = "UPDATE traces SET status = NULL, reason = NULL WHERE status = 'failed'"
         return self.write_now(lambda db: db.execute(sql).rowcount)
+
+
+def peek_note(folder: Path, key: str) -> str | None:
+    """A note of a folder without opening or locking it.
+
+    Raises:
+        StoreError: there is no store, or it is damaged.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        raise StoreError(f"{folder} holds no {FILE_NAME}: nothing was started there")
+    connection = sqlite3.connect(path, timeout=60)
+    try:
+        row = connection.execute(
+            "SELECT value FROM meta WHERE key = ?", (f"note.{key}",)
+        ).fetchone()
+    except sqlite3.DatabaseError as error:
+        raise StoreError(f"{path} cannot be read ({error})") from None
+    finally:
+        connection.close()
+    return None if row is None else str(row[0])

@@ -1,0 +1,168 @@
+"""What the commands do: options, store, run, files, words, exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from memento_pipeline import show
+from memento_pipeline.cli_options import build
+from memento_pipeline.convert import Exit, Outcome, rows, run_stages
+from memento_pipeline.merge import merge as merge_folders
+from memento_pipeline.options import RunOptions
+from memento_pipeline.plan import plan
+from memento_pipeline.read import count_rows
+from memento_pipeline.results import converted
+from memento_pipeline.schema import STAGES
+from memento_pipeline.store import Store, peek_note
+from memento_pipeline.tokens import load_counter
+from memento_sgl.errors import ConfigError, MementoError, PipelineError, StoreError
+
+console = Console(stderr=True)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Errors that are meant for the user become one line and an exit code."""
+    try:
+        yield
+    except MementoError as error:
+        show.problem(console, str(error))
+        code = Exit.USAGE
+        if isinstance(error, PipelineError):
+            code = Exit.STORE if isinstance(error, StoreError) else Exit.STOPPED
+        raise typer.Exit(code) from None
+
+
+def convert(values: Mapping[str, Any]) -> None:
+    """`memento convert`."""
+    with exit_codes():
+        out: Path = values["out"]
+        recorded = peek_note(out, "options") if values["resume"] else None
+        given = dict(values)
+        if values["preview"]:
+            given["limit"] = values["preview"]
+        options = build(given, recorded)
+        if not options.inputs:
+            raise ConfigError("no input: name files or folders, or go on with --resume")
+        redo = _stage_names(values["redo"] or ())
+        if values["dry_run"]:
+            _dry_run(options)
+            return
+        if values["ray"]:
+            raise typer.Exit(_on_ray(options, values["ray"], values["retry_failed"]))
+        settings = options.settings(load_counter(options.tokenizer).name)
+        with Store(out, settings, redo=redo) as store:
+            store.note("options", options.model_dump_json())
+            if values["retry_failed"]:
+                store.retry_failed()
+            total = _total(options)
+            outcome = run_stages(options, store, total=total, display=not values["quiet"])
+            if values["preview"]:
+                for trace in islice(converted(store), values["preview"]):
+                    show.preview(Console(), trace)
+            else:
+                _finish(store, outcome, values["quiet"])
+        raise typer.Exit(outcome.exit)
+
+
+def stage(name: str, values: Mapping[str, Any]) -> None:
+    """One stage by itself; options that are not given are those the folder was started with."""
+    with exit_codes():
+        out: Path = values["out"]
+        first = name == STAGES[0]
+        recorded = None
+        if not first or peek_exists(out):
+            recorded = peek_note(out, "options")
+        options = build(values, recorded)
+        if first and not options.inputs:
+            raise ConfigError("no input: name files or folders")
+        settings = {name: options.settings(load_counter(options.tokenizer).name)[name]}
+        redo = [name] if values["redo"] else []
+        with Store(out, settings, create=first, redo=redo) as store:
+            store.note("options", options.model_dump_json())
+            total = _total(options) if first else None
+            quiet = values["quiet"]
+            outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
+            if not quiet:
+                show.summary(console, outcome, out)
+        raise typer.Exit(outcome.exit)
+
+
+def assemble(out: Path, quiet: bool) -> None:
+    """`memento assemble`."""
+    with exit_codes(), Store(out, create=False) as store:
+        files = _write(store)
+        if not quiet:
+            show.files(console, files)
+
+
+def merge(out: Path, folders: Sequence[Path], quiet: bool) -> None:
+    """`memento merge`."""
+    with exit_codes():
+        counts = merge_folders(out, folders)
+        with Store(out, create=False) as store:
+            files = _write(store)
+        if not quiet:
+            show.counts(console, counts)
+            show.files(console, files)
+
+
+def peek_exists(folder: Path) -> bool:
+    try:
+        peek_note(folder, "options")
+    except StoreError:
+        return False
+    return True
+
+
+def _stage_names(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(f"--redo {name}: the stages are {', '.join(STAGES)}")
+    return list(names)
+
+
+def _total(options: RunOptions) -> int | None:
+    total = count_rows(list(options.inputs))
+    if total is not None:
+        total //= options.shard.count
+    if options.limit is not None:
+        total = options.limit if total is None else min(total, options.limit)
+    return total
+
+
+def _dry_run(options: RunOptions) -> None:
+    counter = load_counter(options.tokenizer)
+    expected = plan(options, (row for _, row in rows(options)), counter)
+    show.plan(Console(), expected, options, counter.name)
+
+
+def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
+    from memento_pipeline.ray_convert import convert_on_ray
+
+    codes = convert_on_ray(options, shards, retry_failed=retry_failed)
+    with Store(options.out, create=False) as store:
+        files = _write(store)
+        show.counts(console, store.counts())
+        show.files(console, files)
+    worst = (Exit.INTERRUPTED, Exit.STOPPED, Exit.FAILED, Exit.FILTERED)
+    return next((code for code in worst if code in codes), Exit.OK)
+
+
+def _finish(store: Store, outcome: Outcome, quiet: bool) -> None:
+    # After an early end the files would look finished; `memento assemble` writes them if wanted.
+    files = [] if outcome.summary.stopped else _write(store)
+    if not quiet:
+        show.summary(console, outcome, store.folder)
+        show.files(console, files)
+
+
+def _write(store: Store) -> list[Path]:
+    raise NotImplementedError

@@ -1,0 +1,126 @@
+"""The four stages of a trace, with a model or by rules. Nothing here knows the store."""
+
+from __future__ import annotations
+
+import asyncio
+
+from memento_pipeline.checks import check_memento
+from memento_pipeline.options import RULES, RunOptions
+from memento_pipeline.paid import Meter, PaidLlm
+from memento_pipeline.read import why_filtered
+from memento_pipeline.records import (
+    Block,
+    BoundaryScores,
+    Memento,
+    Record,
+    Segmentation,
+    Sentences,
+    Trace,
+)
+from memento_pipeline.rules import extract_memento, forced_scores, rule_scores
+from memento_pipeline.score import score_boundaries
+from memento_pipeline.segment import cut_blocks
+from memento_pipeline.split import split
+from memento_pipeline.summarize import gate, make_mementos
+from memento_pipeline.tokens import TokenCounter, count
+
+
+class Mementos(Record):
+    """Result of the summarize stage."""
+
+    mementos: tuple[Memento, ...]
+
+
+RESULTS: dict[str, type[Record]] = {
+    "split": Sentences,
+    "score": BoundaryScores,
+    "segment": Segmentation,
+    "summarize": Mementos,
+}
+
+
+class Stages:
+    """What a run does with one trace.
+
+    Args:
+        llm: None for the offline baseline.
+    """
+
+    def __init__(self, options: RunOptions, counter: TokenCounter, llm: PaidLlm | None) -> None:
+        self._options = options
+        self._counter = counter
+        self._llm = llm
+
+    def filtered(self, trace: Trace) -> str | None:
+        """Why the trace is left out before any work; None when it is not."""
+        return why_filtered(trace, self._options.read, self._counter)
+
+    def read(self, stage: str, result: str) -> Record:
+        """A stored result."""
+        return RESULTS[stage].model_validate_json(result)
+
+    async def do(self, stage: str, trace: Trace, done: dict[str, Record], meter: Meter) -> Record:
+        """Carry out a stage; `done` holds the results of those before it."""
+        if stage == "split":
+            # Threads, so that a long trace does not hold up the answers of the others.
+            return await asyncio.to_thread(split, trace.thought, self._counter)
+        sentences = done["split"]
+        assert isinstance(sentences, Sentences)
+        if stage == "score":
+            return await self._score(trace, sentences, meter)
+        if stage == "segment":
+            scores = done["score"]
+            assert isinstance(scores, BoundaryScores)
+            return await asyncio.to_thread(cut_blocks, sentences, scores, self._options.segment)
+        segmentation = done["segment"]
+        assert isinstance(segmentation, Segmentation)
+        return Mementos(mementos=await self._summarize(trace, segmentation.blocks, meter))
+
+    async def _score(self, trace: Trace, sentences: Sentences, meter: Meter) -> BoundaryScores:
+        if self._llm is None:
+            return await asyncio.to_thread(rule_scores, trace.thought, sentences)
+        forced = await asyncio.to_thread(forced_scores, trace.thought, sentences)
+        options = self._options.score
+        return await score_boundaries(trace, sentences, forced, self._llm, meter, options)
+
+    async def _summarize(
+        self, trace: Trace, blocks: tuple[Block, ...], meter: Meter
+    ) -> tuple[Memento, ...]:
+        if self._llm is None:
+            return await asyncio.to_thread(self._by_rules, trace, blocks)
+        options = self._options.summarize
+        return await make_mementos(
+            trace, blocks, self._llm, meter, options, check_memento, self._count
+        )
+
+    def _by_rules(self, trace: Trace, blocks: tuple[Block, ...]) -> tuple[Memento, ...]:
+        mementos = []
+        for block in blocks:
+            text = block.text(trace.thought)
+            memento = extract_memento(text, self._counter)
+            mementos.append(
+                Memento(
+                    text=memento,
+                    tokens=self._count(memento),
+                    judge_score=None,
+                    passed=not check_memento(text, memento),
+                    made_by=RULES,
+                )
+            )
+        return tuple(mementos)
+
+    def _count(self, text: str) -> int:
+        return count(self._counter, text)
+
+    def verdict(self, trace: Trace, done: dict[str, Record]) -> str | None:
+        """Why the finished trace is not good enough; None when it is."""
+        segmentation, made = done["segment"], done["summarize"]
+        assert isinstance(segmentation, Segmentation)
+        assert isinstance(made, Mementos)
+        if not segmentation.blocks:
+            return "the thought is empty"
+        problems = [
+            check_memento(block.text(trace.thought), memento.text)
+            for block, memento in zip(segmentation.blocks, made.mementos, strict=True)
+        ]
+        return gate(segmentation.blocks, made.mementos, problems, self._options.summarize)
