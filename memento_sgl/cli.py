@@ -6,6 +6,8 @@ import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
 
+import memento_sgl.commands
+
 app = typer.Typer(
     name="memento",
     help="Serve, drive and build data for reasoning models that manage their own context.",
@@ -13,9 +15,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
+memento_sgl.commands.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -28,12 +28,12 @@ class MaskedSequence(NamedTuple):
     Attributes:
         logical: logical index of every entry, also its rope position; int64 `[U]`.
         visible: which entries an entry attends to; bool `[U, U]`, row = query.
-        last: entry that holds the final KV and the logits of each logical index; int64 `[T]`.
+        first: entry whose logits chose the token after each logical index; int64 `[T]`.
     """
 
     logical: torch.Tensor
     visible: torch.Tensor
-    last: torch.Tensor
+    first: torch.Tensor
 
 
 def attention_mask(evictions: Sequence[Eviction], length: int) -> torch.Tensor:
@@ -48,6 +48,7 @@ def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
     """Lay a sequence of `length` tokens out, recomputed mementos (restart mode) twice."""
     logical: list[int] = []
     hidden_from: list[int] = []  # entry index from which an entry is invisible
+    first: list[int] = []
     newest: dict[int, int] = {}
     due = {eviction.point: eviction for eviction in evictions}
     never = 2 * length + 1
@@ -63,6 +64,7 @@ def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
                 hidden_from[newest[gone]] = len(logical)
             for again in range(eviction.resume, index):
                 emit(again)
+        first.append(len(logical))
         emit(index)
     entries = torch.arange(len(logical))
     visible = entries[:, None] >= entries[None, :]
@@ -70,7 +72,7 @@ def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
     return MaskedSequence(
         logical=torch.tensor(logical, dtype=torch.int64),
         visible=visible,
-        last=torch.tensor([newest[i] for i in range(length)], dtype=torch.int64),
+        first=torch.tensor(first, dtype=torch.int64),
     )
 
 
@@ -90,7 +92,7 @@ def masked_logits(
         attention_mask=bias[None, None].to(device),
         use_cache=False,
     )
-    logits: torch.Tensor = out.logits[0, layout.last.to(device)]
+    logits: torch.Tensor = out.logits[0, layout.first.to(device)]
     return logits
 
 

@@ -97,6 +97,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="e17db51a1d5dad32",
     ),
     Seam(
+        target=f"{_OPENAI}.serving_chat.OpenAIServingChat._process_messages",
+        kind="BEFORE",
+        hook="openai_serving:warn_of_dropped_system",
+        role="frontend",
+        why="a template that drops system messages must not do so silently",
+        retire="templates that can log",
+        fingerprint="4054f88990f62b90",
+    ),
+    Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
         kind="AFTER",
         hook="openai_serving:add_metadata",

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from memento_patches.output import KEY
+
+logger = logging.getLogger(__name__)
+
+DROPS_SYSTEM = "memento: drops system messages"
+"""Stands in a comment of the chat templates that have no place for a system message."""
+
+
+def warn_of_dropped_system(serving: Any, request: Any, *_args: Any, **_kwargs: Any) -> None:
+    template = getattr(serving.tokenizer_manager.tokenizer, "chat_template", None)
+    if not isinstance(template, str) or DROPS_SYSTEM not in template:
+        return
+    if any(getattr(message, "role", None) == "system" for message in request.messages):
+        logger.warning(
+            "memento: the chat template drops the system message of this request, as the model "
+            "was trained; serve with --chat-template memento to keep it"
+        )
 
 
 def add_metadata(

@@ -1,0 +1,42 @@
+# Two commands do everything: `make demo` and `make test`. Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed-$(shell cat pyproject.toml Makefile | cksum | cut -d' ' -f1)
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup demo test check bench bench-gpu demo-model clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## create .venv with SGLang and the development tools (9 GB)
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[serve,dev]'
+	@rm -f $(VENV)/installed-*
+	@touch $@
+
+demo: setup  ## serve the embedded model, solve problems, draw the KV curve
+	$(BIN)/memento demo
+
+test: setup  ## all tests that need no GPU
+	$(BIN)/python -m pytest
+
+check: setup  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup  ## CPU benchmarks, ratios side by side
+	$(BIN)/python -m benchmarks.run
+
+demo-model: setup  ## train the embedded model again (2 cores, half an hour)
+	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.train
+	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.evaluate
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,93 @@
+"""Start and stop a real server as a child process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import httpx
+
+from memento_sgl.errors import MementoError
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def serve_command(model: str, *flags: str) -> list[str]:
+    """Command line of `memento serve MODEL FLAGS` in this Python."""
+    return [sys.executable, "-m", "memento_sgl.cli", "serve", model, *flags]
+
+
+@contextlib.contextmanager
+def running_server(
+    command: Sequence[str],
+    log: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    timeout: float = 240.0,
+) -> Iterator[str]:
+    """Run a server command on a free port; yields the base URL.
+
+    All processes it started are gone when the block is left.
+
+    Raises:
+        MementoError: it ended or was not ready within `timeout` seconds; holds the log's end.
+    """
+    port = free_port()
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait(process, url, log, timeout)
+            yield url
+        finally:
+            _stop(process)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise MementoError(
+                f"the server ended with code {process.returncode}; end of its log:\n{_end(log)}"
+            )
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return
+        time.sleep(0.3)
+    raise MementoError(f"the server was not ready after {timeout:.0f} s:\n{_end(log)}")
+
+
+def _end(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the whole session that was started here, politely first."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        pass
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,185 @@
+"""Shared servers and models. A server start takes half a minute: tests share them by fixture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+@dataclasses.dataclass
+class Served:
+    """A running server with its oracle: the same weights in Hugging Face."""
+
+    url: str
+    model: Any
+    tokenizer: Any
+    config: Any
+    markers: Any
+    log: Path
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=300)
+
+    def generate(self, ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
+        response = self.post("/generate", **request_body(ids, tokens, **options))
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def machine(self, ids: list[int], output: list[int], **options: Any) -> Any:
+        from memento_sgl.machine import replay
+
+        config = self.merged(options)
+        start = options.get("assistant_start")
+        return replay([*ids, *output], len(ids), self.markers, config, assistant_start=start)
+
+    def merged(self, options: dict[str, Any]) -> Any:
+        from memento_sgl.config import RequestOptions
+
+        return self.config.for_request(RequestOptions.parse(options))
+
+    def verify(self, ids: list[int], answer: dict[str, Any], **options: Any) -> int:
+        """Compare with the oracle: tokens, spans, accounting. Returns the evictions seen."""
+        from memento_sgl.accounting import account
+        from memento_sgl.reference import check_greedy
+
+        output, config = answer["output_ids"], self.merged(options)
+        start = options.get("assistant_start")
+        wrong = check_greedy(
+            self.model, ids, output, config, self.markers, assistant_start=start
+        )
+        assert not wrong, wrong[:3]
+        record = answer["meta_info"].get("memento")
+        if not config.enable:
+            assert record is None
+            return 0
+        machine = self.machine(ids, output, **options)
+        expected = account(machine, len(ids), len(ids) + len(output)).as_dict()
+        measured = record.pop("measured_peak_kv_tokens", None)
+        assert record == json.loads(json.dumps(expected))
+        if measured is not None and len(output) > 1:
+            # The engine counted slots after each step; a step in flight may hold one more.
+            assert abs(measured - expected["peak_kv_tokens"]) <= 1, (measured, expected)
+        return len(expected["evicted_spans"])
+
+    def verify_many(
+        self, jobs: list[tuple[list[int], int, dict[str, Any]]], concurrency: int
+    ) -> int:
+        with ThreadPoolExecutor(concurrency) as pool:
+            answers = list(pool.map(lambda job: self.generate(job[0], job[1], **job[2]), jobs))
+        return sum(
+            self.verify(ids, answer, **options)
+            for (ids, _, options), answer in zip(jobs, answers, strict=True)
+        )
+
+    def assert_all_slots_free(self) -> None:
+        """Nothing runs, nothing waits, no KV slot is in use."""
+        for _ in range(50):
+            (load,) = httpx.get(f"{self.url}/get_load", timeout=30).json()
+            if load["num_reqs"] == load["num_waiting_reqs"] == load["num_tokens"] == 0:
+                return
+        raise AssertionError(load)
+
+
+def request_body(ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
+    sampling = {"max_new_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    return {"input_ids": ids, "sampling_params": sampling | {"custom_params": {"memento": options}}}
+
+
+def random_jobs(
+    count: int, seed: int, *option_sets: dict[str, Any], longest: int = 200
+) -> list[tuple[list[int], int, dict[str, Any]]]:
+    """Random prompts (letters only) with random output lengths; options in turn."""
+    from models import LETTERS, SPECIALS
+
+    rng = random.Random(seed)
+    letters = range(len(SPECIALS), len(SPECIALS) + len(LETTERS))
+    return [
+        (
+            rng.choices(letters, k=rng.randint(4, 60)),
+            rng.randint(30, longest),
+            (option_sets or ({},))[i % max(1, len(option_sets))],
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Builds each rigged random model once."""
+    from models import build_model
+
+    root = tmp_path_factory.mktemp("models")
+
+    def get(family: str) -> Path:
+        folder = root / family
+        return folder if folder.is_dir() else build_model(folder, family)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def serve(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Served]]:
+    """Starts servers; one runs at a time, a different request replaces it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from memento_sgl.config import MementoConfig
+    from memento_sgl.demo.server import running_server, serve_command
+    from memento_sgl.markers import resolve_markers
+
+    torch.set_num_threads(1)
+    logs = tmp_path_factory.mktemp("logs")
+    stack = ExitStack()
+    current: dict[str, Served] = {}
+
+    def get(
+        name: str,
+        family: str,
+        *flags: str,
+        pool: int = 20000,
+        environment: dict[str, str] | None = None,
+        launcher: Callable[..., list[str]] = serve_command,
+        **config: Any,
+    ) -> Served:
+        if name in current:
+            return current[name]
+        stack.close()
+        current.clear()
+        folder = checkpoint(family)
+        common = ["--max-total-tokens", str(pool), "--log-level", "warning", *flags]
+        for option, value in config.items():
+            common += [f"--memento-{option.replace('_', '-')}", json.dumps(value)]
+        log = logs / f"{name}.log"
+        url = stack.enter_context(
+            running_server(
+                launcher(str(folder), *common), log, environment=CHECKS | (environment or {})
+            )
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        settled = MementoConfig(enable=True, **({"mask_delimiters": False} | config))
+        current[name] = Served(
+            url=url,
+            model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+            tokenizer=tokenizer,
+            config=settled,
+            markers=resolve_markers(settled, tokenizer),
+            log=log,
+        )
+        return current[name]
+
+    with stack:
+        yield get

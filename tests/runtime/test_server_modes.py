@@ -1,0 +1,80 @@
+"""The other scheduling modes, models and options, each on a server of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Served, random_jobs
+
+pytestmark = pytest.mark.server
+
+CPU = ("--device", "cpu", "--attention-backend", "torch_native", "--enable-memento")
+RETRACT = {"SGLANG_TEST_RETRACT": "1", "OMP_NUM_THREADS": "1"}
+
+
+def sglang_launch(model: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *CPU, *flags]
+
+
+def sglang_serve(model: str, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "sglang.cli.main", "serve", model, *CPU, *flags]
+
+
+def retractions(answers: list[dict[str, Any]]) -> int:
+    return sum(answer["meta_info"]["num_retractions"] for answer in answers)
+
+
+def test_forced_retraction_without_overlap_and_evicted_delimiters(
+    serve: Callable[..., Served],
+) -> None:
+    server = serve(
+        "sync",
+        "qwen2",
+        "--disable-overlap-schedule",
+        environment=RETRACT,
+        launcher=sglang_launch,
+        mask_delimiters=True,
+    )
+    options = ({}, {"keep_last_n_blocks": 1}, {"enable": False}, {"max_block_tokens": 5})
+    assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5
+    assert server.verify_many(random_jobs(3, 22), concurrency=1) >= 0
+    server.assert_all_slots_free()
+
+
+def test_restart_mode_with_overlap_and_forced_retraction(serve: Callable[..., Served]) -> None:
+    server = serve(
+        "restart",
+        "llama",
+        environment=RETRACT,
+        launcher=sglang_serve,
+        restart_mode=True,
+        mask_delimiters=False,
+    )
+    jobs = random_jobs(16, 31, {}, {"enable": False}, longest=260)
+    assert server.verify_many(jobs, concurrency=8) > 5
+    server.assert_all_slots_free()
+
+
+def test_restart_mode_without_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
+    server = serve(
+        "restart-sync", "qwen3", "--disable-overlap-schedule", pool=600, restart_mode=True
+    )
+    jobs = random_jobs(12, 41, longest=260)
+    assert server.verify_many(jobs, concurrency=8) > 5
+    server.assert_all_slots_free()
+
+
+def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    server = serve("pool", "qwen3", "--schedule-conservativeness", "0.1", pool=600)
+    jobs = random_jobs(16, 51, longest=260)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda job: server.generate(job[0], job[1], **job[2]), jobs))
+    assert retractions(answers) > 0
+    checked = zip(jobs, answers, strict=True)
+    assert sum(server.verify(ids, answer, **options) for (ids, _, options), answer in checked) > 5
+    server.assert_all_slots_free()
