@@ -68,7 +68,7 @@ def count_file_rows(file: Path) -> int | None:
     if file.suffix == ".parquet":
         return int(pq.read_metadata(file).num_rows)
     if file.suffix == ".arrow":
-        return sum(batch.num_rows for batch in _arrow_batches(file))
+        return sum(int(batch.num_rows) for batch in _arrow_batches(file))
     with file.open("rb") as lines:
         return sum(1 for line in lines if line.strip())
 

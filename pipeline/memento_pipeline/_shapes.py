@@ -177,7 +177,9 @@ def _from_blocks(problem: str, text: str) -> Text:
     """
     _, opened, rest = text.partition("<think>")
     body, closing, answer = (rest if opened else text).partition("</think>")
-    thought, spans, mementos = "", [], []
+    thought = ""
+    spans: list[Span] = []
+    mementos: list[str] = []
     outside, lost, end = "", 0, 0
     for match in _BLOCK.finditer(body):
         outside += body[end : match.start()]
