@@ -7,11 +7,11 @@ import logging
 import signal
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Generator, Sequence
+from contextlib import AsyncExitStack, closing
 from enum import IntEnum
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from memento_pipeline.llm import Llm
 from memento_pipeline.logs import LogFile
@@ -70,21 +70,23 @@ class Outcome(NamedTuple):
 
 def rows(options: RunOptions) -> Source:
     """The input rows of this run's shard, up to its limit, with their numbers in the input."""
-    numbered = enumerate(read_traces(list(options.inputs), options.read))
-    mine = ((n, row) for n, row in numbered if in_shard(row, options.shard))
-    return islice(mine, options.limit)
+    reader = cast(
+        Generator[Trace | Rejected, None, None], read_traces(options.inputs, options.read)
+    )
+    with closing(reader):
+        mine = ((n, row) for n, row in enumerate(reader) if in_shard(row, options.shard))
+        yield from islice(mine, options.limit)
 
 
 def in_shard(row: Trace | Rejected, shard: Shard) -> bool:
     """By a hash of the id, so that rows with the same id meet in the same shard."""
     name = row.id if isinstance(row, Trace) else f"{row.file}:{row.row}"
-    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % shard.count == shard.index
+    return zlib.crc32(name.encode("utf-8", "surrogatepass")) % shard.parts == shard.part
 
 
 def stored_rows(store: Store, limit: int | None) -> Source:
     """The unfinished traces of a store, for a stage of its own."""
-    unfinished: Iterator[Trace] = store.traces(only=[None])
-    return enumerate(islice(unfinished, limit))
+    yield from enumerate(islice(store.traces(only=[None]), limit))
 
 
 def run_stages(

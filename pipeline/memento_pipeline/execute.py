@@ -132,7 +132,7 @@ def _stage_names(names: Sequence[str]) -> list[str]:
 def _total(options: RunOptions) -> int | None:
     total = count_rows(list(options.inputs))
     if total is not None:
-        total //= options.shard.count
+        total //= options.shard.parts
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
     return total

@@ -22,10 +22,10 @@ RULES = "rules"
 
 
 class Shard(NamedTuple):
-    """Part `index` of `count`, counted from 0."""
+    """Part `part` of `parts`, counted from 0."""
 
-    index: int
-    count: int
+    part: int
+    parts: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -42,7 +42,7 @@ class Shard(NamedTuple):
         return cls(int(index) - 1, int(count))
 
     def __str__(self) -> str:
-        return f"{self.index + 1}/{self.count}"
+        return f"{self.part + 1}/{self.parts}"
 
 
 class RunOptions(Record):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.llm import Llm, Prompt
+from memento_pipeline.llm import Completion, Llm, Prompt
 from memento_pipeline.records import Usage
 from memento_pipeline.schema import Spent, StoredAnswer
 from memento_pipeline.store import Store
@@ -134,11 +134,15 @@ class PaidLlm:
                 self._reserved += reserved
 
         try:
-            done = await self.llm.complete(prompt, key, allow)
+            answer = self._stored(prompt, key, await self.llm.complete(prompt, key, allow))
+            await self._store.keep_answer(answer)
+            self._count(answer)
         finally:
-            self._reserved -= reserved
-        dollars = self._options.dollars(done.prompt_tokens, done.completion_tokens)
-        answer = StoredAnswer(
+            self._reserved -= reserved  # only now: until here the money is spent but not counted
+        return answer
+
+    def _stored(self, prompt: Prompt, key: str, done: Completion) -> StoredAnswer:
+        return StoredAnswer(
             key=key,
             trace_id=prompt.trace_id,
             stage=prompt.stage,
@@ -147,11 +151,8 @@ class PaidLlm:
             finish_reason=done.finish_reason,
             prompt_tokens=done.prompt_tokens,
             completion_tokens=done.completion_tokens,
-            dollars=dollars,
+            dollars=self._options.dollars(done.prompt_tokens, done.completion_tokens),
         )
-        await self._store.keep_answer(answer)
-        self._count(answer)
-        return answer
 
     def _count(self, answer: StoredAnswer) -> None:
         spent = self.spent

@@ -33,7 +33,14 @@ class Plan(NamedTuple):
     completion_tokens: float = 0.0
 
     def plus(self, other: Plan) -> Plan:
-        return Plan(*(a + b for a, b in zip(self, other, strict=True)))
+        return Plan(
+            self.traces + other.traces,
+            self.left_out + other.left_out,
+            self.thought_tokens + other.thought_tokens,
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
 
 
 def plan(options: RunOptions, rows: Iterable[Trace | Rejected], counter: TokenCounter) -> Plan:

@@ -14,9 +14,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
+from memento_pipeline.llm import Llm
 from memento_pipeline.paid import Meter
 from memento_pipeline.records import Record, Rejected, Status, Trace, Usage
 from memento_pipeline.schema import STAGES, Seen
@@ -25,7 +27,7 @@ from memento_sgl.errors import AnswerError, EndpointError, StoppedError, StoreEr
 
 log = logging.getLogger(__name__)
 
-Source = Iterator[tuple[int, Trace | Rejected]]
+Source = Generator[tuple[int, Trace | Rejected], None, None]
 """Rows in input order, each with its number."""
 
 
@@ -56,7 +58,7 @@ class Runner:
     Args:
         stages: those to carry out, consecutive; the ones before must be in the store.
         most_open: traces that are worked on at the same time.
-        llm_stopped: tells why the endpoints were stopped, or None.
+        llm: the endpoints; None for the offline baseline.
     """
 
     def __init__(
@@ -65,46 +67,66 @@ class Runner:
         work: Work,
         stages: Sequence[str],
         most_open: int,
+        llm: Llm | None = None,
     ) -> None:
         self._store = store
         self._work = work
         self._stages = stages
+        self._llm = llm
         self._places = asyncio.Semaphore(most_open)
         self._open: set[asyncio.Task[None]] = set()
-        self.stopped: Exception | None = None
+        self._stopped: Exception | None = None
         self.seen: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.open_now = 0
 
     def stop(self, error: Exception) -> None:
-        """Take no further trace and start no further stage; the first reason counts."""
-        if self.stopped is None:
-            self.stopped = error
+        """Take no further trace, start no further stage and send no further request; what is in
+        flight may end. The first reason counts."""
+        if self._stopped is None:
+            self._stopped = error
+        if self._llm is not None:
+            self._llm.stop(error)
+
+    @property
+    def stopped(self) -> Exception | None:
+        return self._stopped or (self._llm.stopped if self._llm is not None else None)
 
     async def run(self, source: Source, *, admit: bool = True) -> Summary:
         """Work through the source.
 
         Args:
             admit: the rows are new to the store; else they come from it.
+
+        Raises:
+            DataError: the input cannot be read further; the traces before it are done.
         """
         started = time.monotonic()
-        end = object()
-        while self.stopped is None:
-            await self._places.acquire()
-            row: Any = await asyncio.to_thread(next, source, end)
-            if row is end:
-                break
-            task = asyncio.create_task(self._guarded(*row, admit=admit))
-            self._open.add(task)
-            task.add_done_callback(self._closed)
-        while self._open:
-            await asyncio.wait(self._open)
+        # Readers may hold files and SQLite handles: one thread opens, reads and closes them.
+        with ThreadPoolExecutor(1, "reader") as reader:
+            try:
+                await self._feed(source, reader, admit)
+            finally:
+                while self._open:
+                    await asyncio.wait(self._open)
+                await asyncio.get_running_loop().run_in_executor(reader, source.close)
         return Summary(
             seen=self.seen,
             reasons=self.reasons,
             seconds=time.monotonic() - started,
             stopped=None if self.stopped is None else str(self.stopped),
         )
+
+    async def _feed(self, source: Source, reader: ThreadPoolExecutor, admit: bool) -> None:
+        loop, end = asyncio.get_running_loop(), object()
+        while self.stopped is None:
+            await self._places.acquire()
+            row: Any = await loop.run_in_executor(reader, next, source, end)
+            if row is end:
+                return
+            task = asyncio.create_task(self._guarded(*row, admit=admit))
+            self._open.add(task)
+            task.add_done_callback(self._closed)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._open.discard(task)
@@ -125,6 +147,7 @@ class Runner:
         except (StoppedError, StoreError) as error:
             self.stop(error)
         except (AnswerError, EndpointError) as error:
+            # An endpoint that failed for good is no fault of the trace: that stays unfinished.
             if self.stopped is None:
                 await self._finish(trace, Status.FAILED, str(error))
         except Exception as error:

@@ -134,7 +134,7 @@ def admit(db: sqlite3.Connection, run: int, trace: Trace, ordinal: int, digest: 
         known, last_run, status = row
         if known == digest:
             break
-        name = f"{name}-{digest[:12]}"
+        name = f"{name}~{digest[:8]}"
     if status is not None:
         return Admission(name, Seen.FINISHED if last_run != run else Seen.DUPLICATE)
     if last_run == run:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ class Store:
 
     async def admit(self, trace: Trace, ordinal: int) -> Admission:
         """Take a trace in, or find out that it is known. Ids are made unique, never dropped: when
-        a different trace has the id already, the new one gets `-` and a part of its hash."""
+        a different trace has the id already, the new one gets `~` and a part of its hash."""
         digest = digest_of(trace)
         return await self.write(lambda db: admit(db, self.run, trace, ordinal, digest))
 
@@ -208,11 +209,12 @@ class Store:
             "ORDER BY ordinal, id LIMIT 64"
         )
         # Pages instead of one open cursor: a long read would keep the WAL from being emptied.
-        while page := self._reader.execute(sql, place).fetchall():
-            for *_, status, trace in page:
-                if wanted is None or status in wanted:
-                    yield Trace.model_validate_json(trace)
-            place = (page[-1][0], page[-1][1])
+        with closing(self._connect()) as reader:  # of its own: it may run in another thread
+            while page := reader.execute(sql, place).fetchall():
+                for *_, status, trace in page:
+                    if wanted is None or status in wanted:
+                        yield Trace.model_validate_json(trace)
+                place = (page[-1][0], page[-1][1])
 
     def rejected(self) -> Iterator[Rejected]:
         rows = self._reader.execute(

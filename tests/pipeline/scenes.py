@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from fault_server import FaultServer, Settings
-
 from memento_pipeline.convert import Outcome, run_stages
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.options import RunOptions

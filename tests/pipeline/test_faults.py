@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from fault_server import ALL_FAULTS, CONTENT_FAULTS, FaultServer, spread
-from scenes import FAST, options, result_of, run, serving, write_traces
-
 from memento_pipeline.convert import Exit
 from memento_pipeline.score import ScoreOptions
 from memento_pipeline.summarize import SummarizeOptions
+from scenes import FAST, options, result_of, run, serving, write_traces
 
 TRACES = 40
 PATIENT = {

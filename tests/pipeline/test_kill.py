@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scenes import FAST, options, result_of, run, write_traces
-
 from memento_pipeline.convert import Exit
 from memento_pipeline.store import FILE_NAME
 from memento_pipeline.summarize import SummarizeOptions
+from scenes import FAST, options, result_of, run, write_traces
 
 TRACES = 200
 KILLS = 50

@@ -57,7 +57,7 @@ async def test_ids_collide_without_loss(tmp_path: Path) -> None:
         again = await store.admit(trace(thought="b"), 2)
         assert first == ("t", Seen.NEW)
         assert second.seen is Seen.NEW
-        assert second.id.startswith("t-")
+        assert second.id.startswith("t~")
         assert again == (second.id, Seen.DUPLICATE)
     with Store(tmp_path) as store:  # the same ids on the next run, in any order
         assert await store.admit(trace(thought="b"), 1) == (second.id, Seen.UNFINISHED)
