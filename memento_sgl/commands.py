@@ -49,6 +49,8 @@ def serve(
     """
     path = str(MODEL_DIR) if model == "demo" else model
     arguments = ["--model-path", path, "--enable-memento", *ctx.args]
+    if model == "demo" and "--dtype" not in ctx.args:
+        arguments += ["--dtype", "float32"]
     if (chosen := _template(chat_template, path)) is not None:
         arguments += ["--chat-template", chosen]
     if "--device" not in ctx.args and not _has_accelerator():

@@ -1,4 +1,4 @@
-"""Environment variables of the project; read nowhere else."""
+"""Environment variables that matter here; read nowhere else."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ def check_slots() -> bool:
 def secret(name: str) -> str | None:
     """The API key in the variable that the user named; None when it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def excluded_from_sglang() -> str | None:
+    """The value of SGLang's `SGLANG_PLUGINS` if it keeps the memento plugin from loading."""
+    allowed = os.environ.get("SGLANG_PLUGINS", "")
+    named = [name.strip() for name in allowed.split(",") if name.strip()]
+    return allowed if named and "memento" not in named else None
 
 
 def _flag(name: str) -> bool:

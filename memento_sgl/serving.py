@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from typing import Any, get_args
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.environment import excluded_from_sglang
 from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.runtime import Settings
@@ -127,7 +127,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         ConfigError: an engine flag that is not supported, an unknown model family.
         MarkerError: a marker is not exactly one token.
     """
-    _require_plugin()
+    if (value := excluded_from_sglang()) is not None:
+        raise ConfigError(f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it")
     _refuse(server_args)
     config = config.for_family(list(server_args.get_model_config().hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
@@ -162,14 +163,6 @@ def _refuse(server_args: Any) -> None:
     if server_args.chunked_prefill_size is not None and server_args.chunked_prefill_size <= 0:
         raise ConfigError(
             "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
-        )
-
-
-def _require_plugin() -> None:
-    allowed = os.environ.get("SGLANG_PLUGINS", "")
-    if allowed and "memento" not in [name.strip() for name in allowed.split(",")]:
-        raise ConfigError(
-            f"SGLANG_PLUGINS={allowed!r} keeps the memento plugin out of the scheduler: add it"
         )
 
 

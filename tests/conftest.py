@@ -14,6 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+# Float32 sums in another order differ by less; a token that saw wrong KV is off by far more. The
+# check is teacher-forced, so what follows a tie is verified too.
+TIE = 5e-4
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
@@ -59,7 +62,8 @@ class Served:
         wrong = check_greedy(
             self.model, ids, output, config, self.markers, assistant_start=start
         )
-        assert not wrong, wrong[:3]
+        clear = [mismatch for mismatch in wrong if mismatch.gap > TIE]
+        assert not clear, clear[:3]
         record = answer["meta_info"].get("memento")
         if not config.enable:
             assert record is None
@@ -160,7 +164,8 @@ def serve(
         stack.close()
         current.clear()
         folder = checkpoint(family)
-        common = ["--max-total-tokens", str(pool), "--log-level", "warning", *flags]
+        common = ["--max-total-tokens", str(pool), "--dtype", "float32", *flags]
+        common += ["--log-level", "warning"]
         for option, value in config.items():
             common += [f"--memento-{option.replace('_', '-')}", json.dumps(value)]
         log = logs / f"{name}.log"

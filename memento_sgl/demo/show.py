@@ -59,7 +59,6 @@ def run(problems: int, blocks: int, out: Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        with console.status("starting the server on the embedded model (half a minute)"):
         with ExitStack() as stack:
             with console.status("starting the server on the embedded model (half a minute)"):
                 command = serve_command("demo", "--log-level", "warning")

@@ -1,0 +1,124 @@
+"""The plugin fails closed. Patching cannot be undone in a process: each case has its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from memento_patches.guard import fingerprint, load_hook, problems
+from memento_patches.ledger import LEDGER, Seam, seams
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_ledger_is_complete_and_true() -> None:
+    assert problems(LEDGER) == []
+    assert len({seam.target for seam in LEDGER}) == len(LEDGER)
+    for seam in LEDGER:
+        assert seam.why
+        assert seam.retire
+        assert callable(load_hook(seam))
+
+
+def test_every_hook_function_is_in_the_ledger() -> None:
+    import importlib
+    import pkgutil
+
+    import memento_patches
+
+    listed = {seam.hook for seam in LEDGER}
+    internal = {"ledger", "guard", "plugin"}
+    for info in pkgutil.iter_modules(memento_patches.__path__):
+        if info.name in internal:
+            continue
+        module = importlib.import_module(f"memento_patches.{info.name}")
+        for name, value in vars(module).items():
+            own = getattr(value, "__module__", None) == module.__name__
+            if own and callable(value) and not name.startswith("_"):
+                assert f"{info.name}:{name}" in listed, f"{info.name}:{name} wraps nothing"
+
+
+def test_a_missing_and_a_changed_target_are_named() -> None:
+    gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:after_accept",
+                "bootstrap", "w", "r", "0" * 16)  # fmt: skip
+    changed = Seam(LEDGER[0].target, "AFTER", "output:after_accept", "bootstrap", "w", "r", "0" * 16)
+    lines = problems([gone, changed])
+    assert "sglang.srt.server_args.Nothing.x does not exist" in lines[0]
+    assert f"{LEDGER[0].target} has changed" in lines[1]
+    assert fingerprint(LEDGER[0].target) == LEDGER[0].fingerprint
+
+
+def test_a_miss_ends_the_process() -> None:
+    done = run(
+        """
+        import dataclasses, memento_patches.ledger as ledger
+        first = dataclasses.replace(ledger.LEDGER[0], fingerprint="0" * 16)
+        ledger.LEDGER = (first, *ledger.LEDGER[1:])
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+        print("served")
+        """
+    )
+    assert done.returncode != 0
+    assert "served" not in done.stdout
+    assert "refusing to serve: " + LEDGER[0].target in done.stderr
+
+
+def test_another_sglang_version_ends_the_process() -> None:
+    done = run(
+        """
+        import memento_patches.guard as guard
+        guard.SGLANG_VERSION = "0.5.16"
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+        print("served")
+        """
+    )
+    assert done.returncode != 0
+    assert "pip install sglang==0.5.16" in done.stderr
+
+
+def test_without_the_flag_only_the_flags_are_patched() -> None:
+    done = run(
+        """
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+        from memento_patches.guard import carries, load_hook
+        from memento_patches.ledger import LEDGER
+        for seam in LEDGER:
+            assert carries(seam.target, load_hook(seam)) == (seam.role == "bootstrap"), seam.target
+        """
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_hook_that_was_not_applied_is_found() -> None:
+    done = run(
+        """
+        from sglang.srt.plugins.hook_registry import HookRegistry
+        HookRegistry._apply_target = classmethod(lambda cls, target, hooks: None)
+        from sglang.srt.plugins import load_plugins
+        load_plugins()
+        print("served")
+        """
+    )
+    assert done.returncode != 0
+    assert "is not wrapped" in done.stderr
+
+
+def test_roles() -> None:
+    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "scheduler"}
+    assert len(seams("scheduler")) > 5

@@ -1,0 +1,203 @@
+"""The command line: what it says, what it refuses, how it exits."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from memento_pipeline.cli_options import build
+from memento_pipeline.convert import Exit
+from memento_pipeline.store import Store
+from scenes import result_of, serving, write_traces
+from typer.testing import CliRunner, Result
+
+from memento_sgl.cli import app
+from memento_sgl.errors import ConfigError
+
+COMMANDS = ("convert", "split", "score", "segment", "summarize", "assemble", "merge")
+TRACES = 4
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_traces(tmp_path_factory.mktemp("input") / "traces.jsonl", TRACES)
+
+
+def memento(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command: str) -> None:
+    said = memento(command, "--help")
+    assert said.exit_code == 0
+    assert f"memento {command} " in said.output.replace("Usage: memento", "")
+
+
+def test_every_option_of_the_records_can_be_given() -> None:
+    values = {
+        **{"out": Path("w"), "inputs": [Path("t")], "model": "m", "base_url": "http://h/v1"},
+        **{"window": 8, "tries": 2, "penalty": 0.7, "min_block_tokens": 50, "rounds": 1},
+        **{"max_block_tokens": 900, "max_tokens": 4000, "temperature": 0.5, "shard": "2/3"},
+        **{"gate_problems": False, "extra_body": '{"top_k": 5}', "limit": None},
+    }
+    options = build(values)
+    assert (options.score.window, options.score.tries, options.summarize.tries) == (8, 2, 2)
+    assert (options.segment.min_tokens, options.segment.max_tokens) == (50, 900)
+    assert options.ask.max_tokens == 4000
+    assert options.ask.sampling() == {"temperature": 0.5, "max_tokens": 4000, "top_k": 5}
+    assert str(options.shard) == "2/3"
+    assert not options.summarize.gate_problems
+    # What was recorded is the base, what is given now counts.
+    again = build({"out": Path("w"), "window": 4}, options.model_dump_json())
+    assert again.score.window == 4
+    assert again.segment.penalty == 0.7
+    assert again.endpoints == options.endpoints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "m"], "needs an endpoint"),
+        (["--base-url", "http://h/v1"], "has no model"),
+        (["--model", "rules", "--base-url", "http://h/v1"], "uses no endpoint"),
+        (["--shard", "4/3"], "--shard"),
+        (["--redo", "everything"], "the stages are"),
+        (["--window", "0"], "--window"),
+        (["--extra-body", "[]"], "JSON object"),
+        (["--tokenizer", "/nowhere"], "no tokenizer"),
+        (["--budget", "1", "--model", "m", "--base-url", "http://h/v1"], "--price-in"),
+    ],
+)
+def test_usage_errors_say_what_to_change(
+    traces: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    result = memento("convert", traces, "--out", tmp_path / "w", *arguments)
+    assert result.exit_code == Exit.USAGE, result.output
+    assert said in re.sub(r"\s+", " ", result.output)
+    assert "Traceback" not in result.output
+
+
+def test_missing_input() -> None:
+    assert memento("convert", "--out", "/tmp/none-such").exit_code == Exit.USAGE
+    assert memento("convert", "/no/such/file", "--out", "/tmp/none-such").exit_code == Exit.USAGE
+    assert not Path("/tmp/none-such").exists()
+
+
+def test_dry_run_shows_cost_and_writes_nothing(traces: Path, tmp_path: Path) -> None:
+    where = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
+    prices = ["--price-in", 1, "--price-out", 2]
+    result = memento("convert", traces, "--out", tmp_path / "w", *where, *prices, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "$0." in result.output
+    assert re.search(r"traces\s*│\s*4 ", result.output)
+    assert not (tmp_path / "w").exists()
+
+
+def test_preview_prints_rows_that_a_full_run_does_not_pay_again(
+    traces: Path, tmp_path: Path
+) -> None:
+    with serving() as server:
+        where = ["--model", "canned", "--base-url", server.url, "--gate-mean", 0, "--gate-least", 0]
+        shown = memento("convert", traces, "--out", tmp_path, *where, "--preview", 2)
+        assert shown.exit_code == 0, shown.output
+        assert "memento 1" in shown.output
+        assert len(result_of(tmp_path)) == 2
+        whole = memento("convert", traces, "--out", tmp_path, *where)
+        assert whole.exit_code == 0, whole.output
+    assert len(result_of(tmp_path)) == TRACES
+    assert max(server.by_key.values()) == 1
+
+
+def test_exit_codes(traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WRONG_KEY", "sk-wrong")
+    with serving(key="sk-right") as server:
+        where = ["--model", "m", "--base-url", server.url, "--api-key-env", "WRONG_KEY"]
+        stopped = memento("convert", traces, "--out", tmp_path / "w", *where)
+        assert stopped.exit_code == Exit.STOPPED
+        assert "WRONG_KEY" in stopped.output
+        assert "--resume" in stopped.output
+        assert not list((tmp_path / "w").glob("*.parquet"))
+        changed = memento("convert", traces, "--out", tmp_path / "w", *where, "--window", 4)
+        assert changed.exit_code == Exit.STORE
+        assert "window was 16, now 4" in re.sub(r"\s+", " ", changed.output)
+        with Store(tmp_path / "w"):
+            locked = memento("convert", traces, "--out", tmp_path / "w", *where)
+        assert locked.exit_code == Exit.STORE
+        assert "in use by process" in re.sub(r"\s+", " ", locked.output)
+        server.settings.key = "sk-wrong"
+        server.settings.faults = {"empty": 1.0}
+        failed = memento("convert", "--out", tmp_path / "w", "--resume", "--tries", 2)
+        assert failed.exit_code == Exit.FAILED, failed.output
+        assert "--retry-failed" in failed.output
+        server.settings.faults = {}
+        gate = ["--gate-mean", 0, "--gate-least", 0, "--redo", "summarize"]
+        again = memento("convert", "--out", tmp_path / "w", "--resume", "--retry-failed", *gate)
+        assert again.exit_code == 0, again.output
+    everything = b"".join(
+        file.read_bytes() for file in (tmp_path / "w").rglob("*") if file.is_file()
+    )
+    assert b"sk-wrong" not in everything
+    assert memento("convert", "--out", tmp_path / "none", "--resume").exit_code == Exit.STORE
+
+
+def test_stage_by_stage(traces: Path, tmp_path: Path) -> None:
+    with serving() as server:
+        where = ["--model", "canned", "--base-url", server.url]
+        gate = ["--gate-mean", 0, "--gate-least", 0]
+        assert memento("convert", traces, "--out", tmp_path / "a", *where, *gate).exit_code == 0
+        out = ["--out", tmp_path / "b"]
+        for arguments in (
+            ["split", traces],
+            ["score", *where],
+            ["segment", "--penalty", 0.9],
+            ["segment", "--penalty", 0.5, "--redo"],
+            ["summarize", *gate],
+            ["assemble"],
+        ):
+            done = memento(*arguments, *out)
+            assert done.exit_code == 0, done.output
+    assert result_of(tmp_path / "b") == result_of(tmp_path / "a")
+    for name in ("a", "b"):
+        made = {file.name for file in (tmp_path / name).rglob("*") if file.suffix == ".parquet"}
+        assert made
+
+
+def test_logs_are_json_lines(traces: Path, tmp_path: Path) -> None:
+    assert memento("convert", traces, "--out", tmp_path, "--quiet").output == ""
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert entries[0]["message"] == "run starts"
+    assert entries[-1]["message"] == "run ends"
+    assert entries[0]["models"] == ["rules"]
+
+
+def test_no_torch_no_sglang(traces: Path, tmp_path: Path) -> None:
+    code = "import sys; from memento_sgl.cli import app; app(sys.argv[1:], standalone_mode=False)\n"
+    code += "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules), 'heavy import'"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "convert",
+        str(traces),
+        "--out",
+        str(tmp_path),
+        "--quiet",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (Exit.OK, Exit.FILTERED), done.stderr
+    assert (tmp_path / "store.sqlite").exists()
+
+
+def test_endpoint_options_are_not_dropped() -> None:
+    options = build({"out": Path("w"), "endpoint": ["http://a/v1,,x", "http://b/v1"], "model": "y"})
+    assert [(e.url, e.model) for e in options.endpoints] == [
+        ("http://a/v1", "x"),
+        ("http://b/v1", "y"),
+    ]
+    with pytest.raises(ConfigError, match="needs an endpoint"):
+        build({"out": Path("w"), "model": "m"})

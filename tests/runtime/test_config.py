@@ -1,0 +1,165 @@
+"""Options: the reference's JSON, flags, overrides, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.errors import ConfigError, MarkerError, RequestError
+from memento_sgl.markers import MarkerIds, resolve_markers
+from memento_sgl.request import check_options
+
+REFERENCE = (
+    '{"enable": true, "keep_last_n_blocks": 0, "mask_delimiters": false, '
+    '"compact_on_summary_end": true, "require_assistant_section": true, "debug": true}'
+)
+
+
+def test_the_references_launch_json_works_unchanged() -> None:
+    config = MementoConfig.parse(REFERENCE)
+    assert config.evicts
+    assert config.debug
+    assert config.mask_delimiters is False
+
+
+def test_json_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "memento.json"
+    path.write_text(REFERENCE)
+    assert MementoConfig.parse(str(path)) == MementoConfig.parse(REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"enable": tru', "not valid JSON"),
+        ("[1]", "neither a JSON object nor a readable file"),
+        ('{"keep_last_blocks": 1}', "unknown option 'keep_last_blocks'"),
+        ('{"enable": "yes"}', "enable: "),
+        ('{"keep_last_n_blocks": true}', "keep_last_n_blocks: "),
+        ('{"keep_last_n_blocks": -2}', "greater than or equal to -1"),
+        ('{"mask_delimiters": "maybe"}', "mask_delimiters: "),
+        ('{"restart_mode": true, "keep_last_n_blocks": 1}', "restart_mode needs"),
+        ('{"restart_mode": true, "keep_last_block_for_answer": true}', "exclude each other"),
+        ('{"restart_mode": true, "compact_on_summary_end": false}', "compact_on_summary_end=true"),
+        ("/no/such/file.json", "nor a readable file"),
+    ],
+)
+def test_bad_configs(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match="memento config") as caught:
+        MementoConfig.parse(text)
+    assert message in str(caught.value)
+
+
+def test_the_model_family_settles_the_delimiters() -> None:
+    auto = MementoConfig(enable=True)
+    assert auto.for_family(["Qwen3ForCausalLM"]).mask_delimiters is False
+    assert auto.for_family(["Olmo3ForCausalLM"]).mask_delimiters is False
+    assert auto.for_family(["Phi3ForCausalLM"]).mask_delimiters is True
+    with pytest.raises(ConfigError, match="--memento-mask-delimiters"):
+        auto.for_family(["LlamaForCausalLM"])
+    explicit = MementoConfig(enable=True, mask_delimiters=True)
+    assert explicit.for_family(["LlamaForCausalLM"]).mask_delimiters is True
+
+
+def test_request_overrides() -> None:
+    config = MementoConfig(enable=True, mask_delimiters=False)
+    merged = config.for_request(RequestOptions.parse({"keep_last_n_blocks": 2}))
+    assert merged.keep_last_n_blocks == 2
+    assert config.for_request(RequestOptions.parse(None)) is config
+    restart = MementoConfig(enable=True, mask_delimiters=False, restart_mode=True)
+    with pytest.raises(RequestError, match="restart_mode needs"):
+        restart.for_request(RequestOptions.parse({"keep_last_n_blocks": 1}))
+    with pytest.raises(RequestError, match="log-probabilities"):
+        check_options({}, 5, config, input_logprobs=True)
+    with pytest.raises(RequestError, match="behind the prompt"):
+        check_options({"memento": {"assistant_start": 6}}, 5, config, input_logprobs=False)
+
+
+def flags(*argv: str) -> argparse.Namespace:
+    pytest.importorskip("torch")
+    from memento_sgl.serving import add_flags
+
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return parser.parse_args(argv)
+
+
+def parsed(*argv: str) -> MementoConfig | None:
+    from memento_sgl.serving import config_from_flags
+
+    return config_from_flags(flags(*argv))
+
+
+def test_every_option_has_a_flag() -> None:
+    names = vars(flags()).keys()
+    for option in MementoConfig.model_fields:
+        assert ("enable_memento" if option == "enable" else f"memento_{option}") in names
+
+
+def test_flags_enable_and_override_the_json() -> None:
+    assert parsed() is None
+    assert parsed("--memento-config", '{"enable": false}') is None
+    config = parsed("--memento-config", REFERENCE, "--memento-keep-last-n-blocks", "2")
+    assert config is not None
+    assert config.keep_last_n_blocks == 2
+    config = parsed("--enable-memento", "--memento-mask-delimiters", "true")
+    assert config is not None
+    assert config.mask_delimiters is True
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--memento-restart-mode", "true"], "no effect without --enable-memento"),
+        (["--enable-memento", "--memento-config", '{"enable": false}'], "contradicts"),
+        (["--enable-memento", "--memento-keep-last-n-blocks", "two"], "not a number"),
+        (["--enable-memento", "--memento-debug", "yes"], "expected true or false"),
+        (["--enable-memento", "--memento-mask-delimiters", "x"], "expected true or false or auto"),
+    ],
+)
+def test_bad_flags(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parsed(*argv)
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [self.words.index(text)] if text in self.words else [0, 0]
+
+    def convert_ids_to_tokens(self, ids: int) -> str:
+        return self.words[ids]
+
+
+CHAT = ("<|im_start|>", "<|im_end|>", "assistant")
+BLOCK = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
+
+
+def test_markers_resolve() -> None:
+    config = MementoConfig(enable=True)
+    assert resolve_markers(config, Words("x", *BLOCK, *CHAT)) == MarkerIds(1, 2, 3, 4, 5, 6, 7)
+    plain = MementoConfig(enable=True, require_assistant_section=False)
+    assert resolve_markers(plain, Words("x", *BLOCK)) == MarkerIds(1, 2, 3, 4)
+    numbers = json.dumps({f"{n}_token": str(i) for i, n in enumerate(MarkerIds._fields, 10)})
+    assert resolve_markers(MementoConfig.parse(numbers), None) == MarkerIds(*range(10, 17))
+
+
+def test_markers_that_do_not_resolve() -> None:
+    config = MementoConfig(enable=True)
+    with pytest.raises(MarkerError, match=r"summary_end_token='<\|summary_end\|>'"):
+        resolve_markers(config, Words("x", *BLOCK[:3], *CHAT))
+    with pytest.raises(MarkerError, match="require_assistant_section"):
+        resolve_markers(config, Words("x", *BLOCK))
+    with pytest.raises(MarkerError, match="without a tokenizer"):
+        resolve_markers(config, None)
+    same = MementoConfig(enable=True, block_end_token="<|block_start|>")
+    with pytest.raises(MarkerError, match="same token"):
+        resolve_markers(same, Words("x", *BLOCK, *CHAT))

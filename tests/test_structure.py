@@ -1,0 +1,80 @@
+"""Who may import whom; what the light parts may not need."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "memento_sgl": ROOT / "memento_sgl",
+    "memento_patches": ROOT / "patches/memento_patches",
+    "memento_frontend": ROOT / "frontend/memento_frontend",
+    "memento_pipeline": ROOT / "pipeline/memento_pipeline",
+}
+ENTRY_POINT = "memento_sgl/cli.py"  # the one command line over all packages
+NEEDS_PATCHES = {"memento_sgl/serving.py", "memento_sgl/commands.py"}  # function-level only
+RUNTIME = {
+    "memento_sgl/platform.py",
+    "memento_sgl/engine.py",
+    "memento_sgl/serving.py",
+    "memento_sgl/launch.py",
+}
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files(package: str) -> list[Path]:
+    found = sorted(PACKAGES[package].rglob("*.py"))
+    assert found
+    return found
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def roots(path: Path, *, top_level: bool = False) -> set[str]:
+    return {module.partition(".")[0] for module in imports(path, top_level=top_level)}
+
+
+def test_arrows() -> None:
+    for path in files("memento_sgl"):
+        if name(path) == ENTRY_POINT:
+            continue
+        others = roots(path) & (PACKAGES.keys() - {"memento_sgl"})
+        allowed = {"memento_patches"} if name(path) in NEEDS_PATCHES else set()
+        assert others <= allowed, name(path)
+        assert "memento_patches" not in roots(path, top_level=True), name(path)
+    for package in ("memento_frontend", "memento_pipeline", "memento_patches"):
+        for path in files(package):
+            assert roots(path) & PACKAGES.keys() <= {package, "memento_sgl"}, name(path)
+
+
+def test_only_the_runtime_knows_the_engine() -> None:
+    for package in PACKAGES:
+        for path in files(package):
+            uses = any(module.startswith("sglang") for module in imports(path))
+            assert not uses or package == "memento_patches" or name(path) in RUNTIME, name(path)
+
+
+def test_the_pipeline_needs_neither_torch_nor_sglang() -> None:
+    heavy = {"torch", "sglang", "transformers", "safetensors", "ray"}
+    for path in files("memento_pipeline"):
+        assert not roots(path, top_level=True) & heavy, name(path)
+
+
+def test_environment_variables_are_read_in_one_place() -> None:
+    for path in files("memento_sgl") + files("memento_patches"):
+        reads = "os.environ.get(" in path.read_text(encoding="utf-8")
+        assert not reads or name(path) == "memento_sgl/environment.py", name(path)
