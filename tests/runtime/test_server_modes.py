@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def sglang_launch(model: str, *flags: str) -> list[str]:
 
 
 def sglang_serve(model: str, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "sglang.cli.main", "serve", model, *CPU, *flags]
+    return [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", model, *CPU, *flags]
 
 
 def retractions(answers: list[dict[str, Any]]) -> int:
