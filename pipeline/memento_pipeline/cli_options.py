@@ -16,7 +16,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 from typer import Option
 
+from memento_pipeline.assemble import AssembleOptions
 from memento_pipeline.endpoints import AskOptions, Endpoint
+from memento_pipeline.export import ExportOptions
 from memento_pipeline.options import RULES, RunOptions, Shard
 from memento_pipeline.read import ReadOptions
 from memento_pipeline.score import ScoreOptions
@@ -30,6 +32,8 @@ LIMITS = "Limits and cost"
 SCORING = "Scoring"
 CUTTING = "Cutting"
 MEMENTOS = "Mementos"
+READING = "Reading"
+FILES = "Output files"
 
 Inputs = Annotated[
     list[Path] | None,
@@ -50,6 +54,63 @@ Tokenizer = Annotated[
 OpenTraces = Annotated[
     int | None,
     Option("--open-traces", help="Traces worked on at the same time.", rich_help_panel=OUT),
+]
+
+Column = Annotated[
+    list[str] | None,
+    Option("--column", help="ROLE=NAME, for example id=key.", rich_help_panel=READING),
+]
+LeastTrace = Annotated[
+    int | None,
+    Option("--min-trace-tokens", help="Of a thought [default: 200].", rich_help_panel=READING),
+]
+MostTrace = Annotated[
+    int | None,
+    Option("--max-trace-tokens", help="Of a thought [default: none].", rich_help_panel=READING),
+]
+DropCjk = Annotated[
+    bool | None,
+    Option("--drop-cjk/--keep-cjk", help="Thoughts with CJK characters.", rich_help_panel=READING),
+]
+RequireClosed = Annotated[
+    bool | None,
+    Option(
+        "--require-closed/--allow-open",
+        help="Leave out thoughts that never reach </think>.",
+        rich_help_panel=READING,
+    ),
+]
+
+MaxRow = Annotated[
+    int | None,
+    Option("--max-row-tokens", help="Of a response [default: none].", rich_help_panel=FILES),
+]
+TooLong = Annotated[
+    str | None,
+    Option("--too-long", help="drop, or cut after a whole block.", rich_help_panel=FILES),
+]
+ChatTemplateName = Annotated[
+    str | None,
+    Option("--chat-template", help="memento_nosys, memento or a file.", rich_help_panel=FILES),
+]
+TrainTokenizer = Annotated[
+    Path | None,
+    Option(
+        "--train-tokenizer",
+        help="tokenizer.json with the markers, for the tokenized dataset.",
+        rich_help_panel=FILES,
+    ),
+]
+MaskDelimiters = Annotated[
+    bool | None,
+    Option(
+        "--mask-delimiters/--keep-delimiters",
+        help="Whether evicted spans cover the block markers.",
+        rich_help_panel=FILES,
+    ),
+]
+DatasetName = Annotated[
+    str | None, Option("--name", help="Of the dataset, in its card.", rich_help_panel=FILES)
 ]
 
 Model = Annotated[
@@ -195,7 +256,10 @@ GateProblems = Annotated[
 ]
 
 PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
-    "read": (ReadOptions, {}),
+    "read": (
+        ReadOptions,
+        {"min_tokens": "min_trace_tokens", "max_tokens": "max_trace_tokens"},
+    ),
     "score": (ScoreOptions, {}),
     "segment": (
         SegmentOptions,
@@ -203,6 +267,8 @@ PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
     ),
     "summarize": (SummarizeOptions, {}),
     "ask": (AskOptions, {}),
+    "rows": (AssembleOptions, {"max_tokens": "max_row_tokens"}),
+    "export": (ExportOptions, {"tokenizer": "train_tokenizer"}),
 }
 """Part of `RunOptions` to its type and to the options that have another name than the field."""
 
@@ -220,12 +286,16 @@ def build(values: Mapping[str, Any], recorded: str | None = None) -> RunOptions:
     given = {name: value for name, value in values.items() if value not in (None, [])}
     if "extra_body" in given:
         given["extra_body"] = _json_object(given["extra_body"])
+    if "column" in given:
+        given["columns"] = _pairs(given["column"])
     options: dict[str, Any] = json.loads(recorded) if recorded else {}
     for part, (kind, renamed) in PARTS.items():
         named = {name: renamed.get(name, name) for name in _names(kind)}
         own = {name: given[option] for name, option in named.items() if option in given}
         options[part] = options.get(part, {}) | own
-    options |= {name: given[name] for name in ("out", "limit", "open_traces") if name in given}
+    options |= {
+        name: given[name] for name in ("out", "limit", "open_traces", "tokenizer") if name in given
+    }
     if "inputs" in given:
         options["inputs"] = given["inputs"]
     if "shard" in given:
@@ -270,6 +340,13 @@ def endpoints_of(given: Mapping[str, Any]) -> tuple[Endpoint, ...] | None:
             )
         return None
     return tuple(Endpoint.parse(text, model) for text in texts)
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    for text in texts:
+        if not all(text.partition("=")):
+            raise ConfigError(f"--column expects ROLE=NAME, for example id=key, not {text!r}")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -101,9 +101,20 @@ def convert(
     gate_least: o.GateLeast = None,
     gate_ratio: o.GateRatio = None,
     gate_problems: o.GateProblems = None,
+    column: o.Column = None,
+    min_trace_tokens: o.LeastTrace = None,
+    max_trace_tokens: o.MostTrace = None,
+    drop_cjk: o.DropCjk = None,
+    require_closed: o.RequireClosed = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
+    max_row_tokens: o.MaxRow = None,
+    too_long: o.TooLong = None,
+    chat_template: o.ChatTemplateName = None,
+    train_tokenizer: o.TrainTokenizer = None,
+    mask_delimiters: o.MaskDelimiters = None,
+    name: o.DatasetName = None,
     open_traces: o.OpenTraces = None,
     preview: Preview = None,
     dry_run: DryRun = False,
@@ -122,6 +133,11 @@ def convert(
 def split(
     out: o.Out,
     inputs: o.Inputs = None,
+    column: o.Column = None,
+    min_trace_tokens: o.LeastTrace = None,
+    max_trace_tokens: o.MostTrace = None,
+    drop_cjk: o.DropCjk = None,
+    require_closed: o.RequireClosed = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
@@ -223,14 +239,24 @@ def summarize(
     _stage("summarize", dict(locals()))
 
 
-def assemble(out: o.Out, quiet: Quiet = False) -> None:
+def assemble(
+    out: o.Out,
+    max_row_tokens: o.MaxRow = None,
+    too_long: o.TooLong = None,
+    chat_template: o.ChatTemplateName = None,
+    train_tokenizer: o.TrainTokenizer = None,
+    mask_delimiters: o.MaskDelimiters = None,
+    name: o.DatasetName = None,
+    quiet: Quiet = False,
+) -> None:
     """Write the output files from what the folder holds; asks nobody, changes nothing else.
 
-    memento assemble --out work
+    memento assemble --out work --train-tokenizer Qwen3-8B-Memento --max-row-tokens 32768
     """
+    values = dict(locals())
     from memento_pipeline import execute
 
-    execute.assemble(out, quiet)
+    execute.assemble(values)
 
 
 def merge(

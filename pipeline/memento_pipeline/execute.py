@@ -12,8 +12,10 @@ import typer
 from rich.console import Console
 
 from memento_pipeline import show
+from memento_pipeline.chat import load_template
 from memento_pipeline.cli_options import build
 from memento_pipeline.convert import Exit, Outcome, rows, run_stages
+from memento_pipeline.export import write_outputs
 from memento_pipeline.merge import merge as merge_folders
 from memento_pipeline.options import RunOptions
 from memento_pipeline.plan import plan
@@ -58,17 +60,18 @@ def convert(values: Mapping[str, Any]) -> None:
         if values["ray"]:
             raise typer.Exit(_on_ray(options, values["ray"], values["retry_failed"]))
         settings = options.settings(load_counter(options.tokenizer).name)
+        total = _total(options)
+        load_template(options.export.chat_template)  # wrong names are errors before work begins
         with Store(out, settings, redo=redo) as store:
             store.note("options", options.model_dump_json())
             if values["retry_failed"]:
                 store.retry_failed()
-            total = _total(options)
             outcome = run_stages(options, store, total=total, display=not values["quiet"])
             if values["preview"]:
                 for trace in islice(converted(store), values["preview"]):
                     show.preview(Console(), trace)
             else:
-                _finish(store, outcome, values["quiet"])
+                _finish(store, options, outcome, values["quiet"])
         raise typer.Exit(outcome.exit)
 
 
@@ -85,9 +88,9 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
             raise ConfigError("no input: name files or folders")
         settings = {name: options.settings(load_counter(options.tokenizer).name)[name]}
         redo = [name] if values["redo"] else []
+        total = _total(options) if first else None
         with Store(out, settings, create=first, redo=redo) as store:
             store.note("options", options.model_dump_json())
-            total = _total(options) if first else None
             quiet = values["quiet"]
             outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
             if not quiet:
@@ -95,11 +98,14 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
         raise typer.Exit(outcome.exit)
 
 
-def assemble(out: Path, quiet: bool) -> None:
-    """`memento assemble`."""
+def assemble(values: Mapping[str, Any]) -> None:
+    """`memento assemble`; options that are not given are those the folder was started with."""
+    out: Path = values["out"]
     with exit_codes(), Store(out, create=False) as store:
-        files = _write(store)
-        if not quiet:
+        options = build(values, store.noted("options"))
+        store.note("options", options.model_dump_json())
+        files = _write(store, options)
+        if not values["quiet"]:
             show.files(console, files)
 
 
@@ -108,7 +114,7 @@ def merge(out: Path, folders: Sequence[Path], quiet: bool) -> None:
     with exit_codes():
         counts = merge_folders(out, folders)
         with Store(out, create=False) as store:
-            files = _write(store)
+            files = _write(store, build({"out": out}, store.noted("options")))
         if not quiet:
             show.counts(console, counts)
             show.files(console, files)
@@ -149,20 +155,27 @@ def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
 
     codes = convert_on_ray(options, shards, retry_failed=retry_failed)
     with Store(options.out, create=False) as store:
-        files = _write(store)
+        files = _write(store, options)
         show.counts(console, store.counts())
         show.files(console, files)
     worst = (Exit.INTERRUPTED, Exit.STOPPED, Exit.FAILED, Exit.FILTERED)
     return next((code for code in worst if code in codes), Exit.OK)
 
 
-def _finish(store: Store, outcome: Outcome, quiet: bool) -> None:
+def _finish(store: Store, options: RunOptions, outcome: Outcome, quiet: bool) -> None:
     # After an early end the files would look finished; `memento assemble` writes them if wanted.
-    files = [] if outcome.summary.stopped else _write(store)
+    files = [] if outcome.summary.stopped else _write(store, options)
     if not quiet:
         show.summary(console, outcome, store.folder)
         show.files(console, files)
 
 
-def _write(store: Store) -> list[Path]:
-    raise NotImplementedError
+def _write(store: Store, options: RunOptions) -> list[Path]:
+    return write_outputs(
+        store.folder,
+        converted(store),
+        load_counter(options.tokenizer),
+        options.export,
+        options.rows,
+        store.rejected(),
+    )

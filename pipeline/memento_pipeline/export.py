@@ -80,7 +80,6 @@ _EXTRAS = pa.schema(
 class ExportOptions(Record):
     """What to write. `tokenizer`: a tokenizer.json or its folder, for the tokenized dataset."""
 
-    assemble: AssembleOptions = AssembleOptions()
     chat_template: str = "memento_nosys"  # a template of this project, or the path of one
     tokenizer: Path | None = None
     mask_delimiters: bool = False  # of the model to be trained; decides the eviction spans
@@ -92,9 +91,14 @@ def write_outputs(
     traces: Iterable[Converted],
     counter: TokenCounter,
     options: ExportOptions | None = None,
+    rows: AssembleOptions | None = None,
     rejected: Iterable[Rejected] = (),
 ) -> list[Path]:
-    """Write all files and return them. `rejected`: input rows that never became traces.
+    """Write all files and return them.
+
+    Args:
+        rows: what to do with over-long rows.
+        rejected: input rows that never became traces.
 
     Raises:
         ConfigError: no such template or tokenizer, or one without the markers.
@@ -112,9 +116,7 @@ def write_outputs(
             stack.enter_context(sink)
             sinks[name] = sink
         for done in traces:
-            row = (
-                assemble_row(done, counter, options.assemble) if done.status is Status.OK else None
-            )
+            row = assemble_row(done, counter, rows) if done.status is Status.OK else None
             stats.add(done, row)
             if row is None or row.row is None:
                 reason = done.reason if row is None else row.reason

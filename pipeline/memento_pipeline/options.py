@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from memento_pipeline.assemble import AssembleOptions
 from memento_pipeline.endpoints import AskOptions, Endpoint
+from memento_pipeline.export import ExportOptions
 from memento_pipeline.prompts import fingerprint
 from memento_pipeline.read import ReadOptions
 from memento_pipeline.records import Record
@@ -57,6 +59,8 @@ class RunOptions(Record):
     segment: SegmentOptions = Field(default_factory=SegmentOptions)
     summarize: SummarizeOptions = Field(default_factory=SummarizeOptions)
     ask: AskOptions = Field(default_factory=AskOptions)
+    rows: AssembleOptions = Field(default_factory=AssembleOptions)
+    export: ExportOptions = Field(default_factory=ExportOptions)
     limit: int | None = Field(default=None, ge=1)
     shard: Shard = Shard(0, 1)
     open_traces: int | None = Field(default=None, ge=1)

@@ -44,11 +44,16 @@ def test_every_option_of_the_records_can_be_given() -> None:
         **{"window": 8, "tries": 2, "penalty": 0.7, "min_block_tokens": 50, "rounds": 1},
         **{"max_block_tokens": 900, "max_tokens": 4000, "temperature": 0.5, "shard": "2/3"},
         **{"gate_problems": False, "extra_body": '{"top_k": 5}', "limit": None},
+        **{"tokenizer": "approx-1", "column": ["id=key"], "max_trace_tokens": 9000},
+        **{"max_row_tokens": 8000, "too_long": "cut", "train_tokenizer": Path("t")},
     }
     options = build(values)
     assert (options.score.window, options.score.tries, options.summarize.tries) == (8, 2, 2)
     assert (options.segment.min_tokens, options.segment.max_tokens) == (50, 900)
     assert options.ask.max_tokens == 4000
+    assert (options.read.columns, options.read.max_tokens) == ({"id": "key"}, 9000)
+    assert (options.rows.max_tokens, options.rows.too_long) == (8000, "cut")
+    assert (options.tokenizer, options.export.tokenizer) == ("approx-1", Path("t"))
     assert options.ask.sampling() == {"temperature": 0.5, "max_tokens": 4000, "top_k": 5}
     assert str(options.shard) == "2/3"
     assert not options.summarize.gate_problems
@@ -82,10 +87,11 @@ def test_usage_errors_say_what_to_change(
     assert "Traceback" not in result.output
 
 
-def test_missing_input() -> None:
-    assert memento("convert", "--out", "/tmp/none-such").exit_code == Exit.USAGE
-    assert memento("convert", "/no/such/file", "--out", "/tmp/none-such").exit_code == Exit.USAGE
-    assert not Path("/tmp/none-such").exists()
+def test_missing_input(tmp_path: Path) -> None:
+    out = tmp_path / "none"
+    assert memento("convert", "--out", out).exit_code == Exit.USAGE
+    assert memento("convert", tmp_path / "no-such-file", "--out", out).exit_code == Exit.USAGE
+    assert not out.exists()
 
 
 def test_dry_run_shows_cost_and_writes_nothing(traces: Path, tmp_path: Path) -> None:
