@@ -8,7 +8,7 @@ request is prefilled or a step is redone, so a voided step leaves no trace.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 

@@ -29,11 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or 'demo' for the embedded model.")],
+    model: Annotated[
+        str, typer.Argument(help="Checkpoint folder, or 'demo' for the embedded model.")
+    ],
     chat_template: Annotated[
         str,
         typer.Option(
-            help="'auto': the model's own, else memento_nosys; 'memento', 'memento_nosys' or a path."
+            help="'auto': the model's own or memento_nosys; 'memento', 'memento_nosys' or a path."
         ),
     ] = "auto",
 ) -> None:
@@ -110,6 +112,7 @@ def _check_platform() -> bool:
 def _check_seams() -> bool:
     from memento_patches.guard import check_version, problems
     from memento_patches.ledger import LEDGER
+
     from memento_sgl.errors import PatchError
 
     try:
@@ -129,7 +132,7 @@ def demo(
     blocks: Annotated[int, typer.Option(help="Blocks in the longest one (2 to 32).")] = 24,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
-    """Start a server on the embedded model, solve problems, show blocks folding and the KV curve."""
+    """Serve the embedded model, solve problems, show blocks folding and the KV curve."""
     from memento_sgl.demo.show import run
 
     raise typer.Exit(run(problems, blocks, out))

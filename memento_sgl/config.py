@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from memento_sgl.errors import ConfigError, RequestError
 
-# Model families whose training fixed whether the block delimiters are evicted too (paper, section 3).
+# Families whose training fixed whether the block delimiters are evicted too (paper, section 3).
 DELIMITERS_STAY = ("qwen", "olmo")
 DELIMITERS_GO = ("phi",)
 
@@ -77,9 +77,7 @@ class MementoConfig(BaseModel):
     @model_validator(mode="after")
     def _contradictions(self) -> MementoConfig:
         special = [
-            name
-            for name in ("restart_mode", "keep_last_block_for_answer")
-            if getattr(self, name)
+            name for name in ("restart_mode", "keep_last_block_for_answer") if getattr(self, name)
         ]
         if len(special) == 2:
             raise ValueError("restart_mode and keep_last_block_for_answer exclude each other")

@@ -144,4 +144,3 @@ def rows_to_next_point(req: Any) -> int | None:
     if upcoming is None:
         return None
     return state.row(upcoming.point) - len(req.prefix_indices)
-

@@ -6,6 +6,8 @@ plain PyTorch code paths are taken instead. Functionality, not speed.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
@@ -19,7 +21,7 @@ def activate() -> str | None:
 
 
 class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
-    """A CPU without SGLang's kernel package. Use `--device cpu --attention-backend torch_native`."""
+    """A CPU without SGLang's kernel package: `--device cpu --attention-backend torch_native`."""
 
     _enum = PlatformEnum.OOT
     device_name = "cpu"
@@ -31,12 +33,12 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     def get_default_attention_backend(self) -> str:
         return "torch_native"
 
-    def get_mha_kv_pool_cls(self) -> type:
+    def get_mha_kv_pool_cls(self) -> Any:
         from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
         return MHATokenToKVPool
 
-    def get_paged_allocator_cls(self) -> type:
+    def get_paged_allocator_cls(self) -> Any:
         from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
 
         return PagedTokenToKVPoolAllocator

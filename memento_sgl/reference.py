@@ -76,7 +76,6 @@ def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
     )
 
 
-@torch.no_grad()
 def masked_logits(
     model: PreTrainedModel, tokens: Sequence[int], evictions: Sequence[Eviction]
 ) -> torch.Tensor:
@@ -86,12 +85,13 @@ def masked_logits(
     ids = torch.tensor(list(tokens))[layout.logical].to(device)
     bias = torch.zeros(layout.visible.shape, dtype=model.dtype)
     bias.masked_fill_(~layout.visible, torch.finfo(model.dtype).min)
-    out: Any = model(
-        input_ids=ids[None],
-        position_ids=layout.logical[None].to(device),
-        attention_mask=bias[None, None].to(device),
-        use_cache=False,
-    )
+    with torch.no_grad():
+        out: Any = model(
+            input_ids=ids[None],
+            position_ids=layout.logical[None].to(device),
+            attention_mask=bias[None, None].to(device),
+            use_cache=False,
+        )
     logits: torch.Tensor = out.logits[0, layout.first.to(device)]
     return logits
 
@@ -138,10 +138,10 @@ def generate(
 
 
 class Mismatch(NamedTuple):
-    """Where greedy tokens leave the oracle: logical index, token found, token expected, and how
+    """Where greedy tokens leave the oracle: logical position, token found, token expected, and how
     far apart the two logits are."""
 
-    index: int
+    position: int
     found: int
     expected: int
     gap: float

@@ -108,7 +108,9 @@ def _value(name: str, text: str, annotation: Any) -> Any:
         try:
             return int(text)
         except ValueError:
-            raise ConfigError(f"--memento-{name.replace('_', '-')}: not a number: {text!r}") from None
+            raise ConfigError(
+                f"--memento-{name.replace('_', '-')}: not a number: {text!r}"
+            ) from None
     if annotation is str or text in kinds:
         return text
     raise ConfigError(
@@ -128,7 +130,9 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         MarkerError: a marker is not exactly one token.
     """
     if (value := excluded_from_sglang()) is not None:
-        raise ConfigError(f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it")
+        raise ConfigError(
+            f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it"
+        )
     _refuse(server_args)
     config = config.for_family(list(server_args.get_model_config().hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
@@ -138,7 +142,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
     server_args._memento = Settings(config, markers)
 
-    from memento_patches.plugin import install  # noqa: PLC0415
+    from memento_patches.plugin import install
 
     install("frontend")
 

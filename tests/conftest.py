@@ -25,8 +25,8 @@ class Served:
     """A running server with its oracle: the same weights in Hugging Face."""
 
     url: str
-    model: Any
-    tokenizer: Any
+    model: Any = dataclasses.field(repr=False)
+    tokenizer: Any = dataclasses.field(repr=False)
     config: Any
     markers: Any
     log: Path
@@ -59,9 +59,7 @@ class Served:
 
         output, config = answer["output_ids"], self.merged(options)
         start = options.get("assistant_start")
-        wrong = check_greedy(
-            self.model, ids, output, config, self.markers, assistant_start=start
-        )
+        wrong = check_greedy(self.model, ids, output, config, self.markers, assistant_start=start)
         clear = [mismatch for mismatch in wrong if mismatch.gap > TIE]
         assert not clear, clear[:3]
         record = answer["meta_info"].get("memento")

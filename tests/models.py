@@ -99,7 +99,6 @@ def build_model(folder: Path, family: str = "qwen3", seed: int = 0) -> Path:
     return folder
 
 
-
 def _rig(model: torch.nn.Module) -> None:
     ids = {token: i for i, token in enumerate(VOCABULARY)}
     head = model.get_output_embeddings().weight

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import typer
 from rich.progress import track
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
@@ -89,10 +95,10 @@ def main(
     (folder / "README.md").write_text(card(training, count))
 
 
-def card(training: dict[str, object], count: int) -> str:
+def card(training: dict[str, Any], count: int) -> str:
     """The model card, all figures from the training record."""
-    final: dict[str, float] = training["accuracy"]  # type: ignore[assignment]
-    first: dict[str, float] = training.get("accuracy_stage1", {})  # type: ignore[assignment]
+    final: dict[str, float] = training["accuracy"]
+    first: dict[str, float] = training.get("accuracy_stage1", {})
     rows = "\n".join(
         f"| {name} | {value:.1%} | {f'{first[name]:.1%}' if name in first else '-'} |"
         for name, value in final.items()

@@ -77,9 +77,9 @@ def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
     text = ""
     metadata: dict[str, Any] = {}
     usage: Any = None
-    stream = client.chat.completions.create(
+    stream: Any = client.chat.completions.create(  # type: ignore[call-overload]
         model="demo",
-        messages=problem.messages,  # type: ignore[arg-type]
+        messages=problem.messages,
         temperature=0,
         max_tokens=3000,
         stream=True,

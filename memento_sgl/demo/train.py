@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
-from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, Problem, sample_problem
+from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, Problem
 from memento_sgl.demo.tokenizer import build_tokenizer
 
 SEED = 17

@@ -48,9 +48,7 @@ def check_version() -> None:
     try:
         found = version("sglang")
     except PackageNotFoundError:
-        raise PatchError(
-            "SGLang is not installed: pip install 'memento-sgl[serve]'"
-        ) from None
+        raise PatchError("SGLang is not installed: pip install 'memento-sgl[serve]'") from None
     if found != SGLANG_VERSION:
         raise PatchError(
             f"SGLang {found} is installed, but this release patches {SGLANG_VERSION} only: "
@@ -133,6 +131,4 @@ def load_hook(seam: Seam) -> Callable[..., Any]:
 
 
 def _message(wrong: list[str]) -> str:
-    return (
-        f"memento cannot patch SGLang {SGLANG_VERSION}, refusing to serve: " + "; ".join(wrong)
-    )
+    return f"memento cannot patch SGLang {SGLANG_VERSION}, refusing to serve: " + "; ".join(wrong)

@@ -54,7 +54,9 @@ def test_every_hook_function_is_in_the_ledger() -> None:
 def test_a_missing_and_a_changed_target_are_named() -> None:
     gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:after_accept",
                 "bootstrap", "w", "r", "0" * 16)  # fmt: skip
-    changed = Seam(LEDGER[0].target, "AFTER", "output:after_accept", "bootstrap", "w", "r", "0" * 16)
+    changed = Seam(
+        LEDGER[0].target, "AFTER", "output:after_accept", "bootstrap", "w", "r", "0" * 16
+    )
     lines = problems([gone, changed])
     assert "sglang.srt.server_args.Nothing.x does not exist" in lines[0]
     assert f"{LEDGER[0].target} has changed" in lines[1]

@@ -15,23 +15,53 @@ from memento_pipeline.tokens import ApproxCounter
 
 COUNTER = ApproxCounter()
 PIECES = st.sampled_from(
-    [r"(", r")", r"[", r"]", r"{", r"}", r"$", r"$$", r"\[", r"\]", r"\(", r"\)", r"`", r"\begin{align}", r"\end{align}", r"\\[2pt]", r"3.14", r"</think>"]
-    + ["```\n", "```py\n", "\n", "\n\n", " ", "\t", "    ", ". ", "word. Word", "e.g. this", ":\n"]
-    + [
+    [
+        "(",
+        ")",
+        "[",
+        "]",
+        "{",
+        "}",
+        "$",
+        "$$",
+        "\\[",
+        "\\]",
+        "\\(",
+        "\\)",
+        "`",
+        "\\begin{align}",
+        "\\end{align}",
+        "\\\\[2pt]",
+        "3.14",
+        "</think>",
+        "```\n",
+        "```py\n",
+        "\n",
+        "\n\n",
+        " ",
+        "\t",
+        "    ",
+        ". ",
+        "word. Word",
+        "e.g. this",
+        ":\n",
         "x = 2",
         "So ",
         "Therefore, ",
-        "你好。",
-        "”",
-        "？",
-        "ﬁ",
-        "é",
+        "\u4f60\u597d\u3002",
+        "\u201d",
+        "\uff1f",
+        "\ufb01",
+        "\u00e9",
         "e\u0301",
-        "👩‍👩‍👧",
+        "\U0001f469\u200d\U0001f469\u200d\U0001f467",
         "\r\n",
-        "\x00",
+        "\u0000",
+        "\u2028",
+        "def f():\n    return 1\n",
+        "a;\n",
+        "<|block_start|>",
     ]
-    + ["\u2028", "def f():\n    return 1\n", "a;\n", "<|block_start|>"]
 )
 TEXTS = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=60).map("".join))
 

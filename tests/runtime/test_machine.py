@@ -113,9 +113,7 @@ def test_the_role_must_follow_directly() -> None:
 def test_prompts_without_markup_count_generated_tokens_only() -> None:
     tokens = blocks(2)
     assert spans(tokens, 5, require_assistant_section=True) == [(9, 6, 7)]
-    machine = replay(
-        tokens, 10, MARKERS, config(require_assistant_section=True), assistant_start=0
-    )
+    machine = replay(tokens, 10, MARKERS, config(require_assistant_section=True), assistant_start=0)
     assert len(machine.evictions) == 2
 
 

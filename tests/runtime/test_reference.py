@@ -87,9 +87,7 @@ def test_one_pass_check_agrees_with_step_by_step_generation(tmp_path: Path) -> N
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     for options in ({}, {"restart_mode": True}, {"max_block_tokens": 3}):
-        config = MementoConfig.model_validate(
-            {"enable": True, "mask_delimiters": False} | options
-        )
+        config = MementoConfig.model_validate({"enable": True, "mask_delimiters": False} | options)
         markers = resolve_markers(config, tokenizer)
         prompt = random.Random(4).choices(range(12, 100), k=12)
         output = generate(model, prompt, config, markers, max_new_tokens=90)

@@ -21,7 +21,14 @@ def sglang_launch(model: str, *flags: str) -> list[str]:
 
 
 def sglang_serve(model: str, *flags: str) -> list[str]:
-    return [str(Path(sys.executable).parent / "sglang"), "serve", "--model-path", model, *CPU, *flags]
+    return [
+        str(Path(sys.executable).parent / "sglang"),
+        "serve",
+        "--model-path",
+        model,
+        *CPU,
+        *flags,
+    ]
 
 
 def retractions(answers: list[dict[str, Any]]) -> int:

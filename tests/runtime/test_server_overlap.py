@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -40,17 +41,16 @@ def test_every_per_request_option_in_one_batch(server: Served) -> None:
 
 def test_caps_force_the_closing_markers(server: Served) -> None:
     options = {"max_block_tokens": 4, "max_summary_tokens": 2}
-    for ids, tokens, _ in random_jobs(3, seed=3, longest=150):
-        answer = server.generate(ids, tokens, **options)
-        record = answer["meta_info"]["memento"]
-        assert record["block_tokens"]
-        assert max(record["block_tokens"]) <= 4
-        assert max(record["summary_tokens"]) <= 2
+    records = [
+        server.generate(ids, 150, **options)["meta_info"]["memento"]
+        for ids, _, _ in random_jobs(6, seed=3)
+    ]
+    assert max(n for record in records for n in record["block_tokens"]) == 4
+    assert max(n for record in records for n in record["summary_tokens"]) == 2
 
 
-def finished_block_prompts(server: Served) -> list[list[int]]:
-    """Outputs with several finished blocks, cut at and around every marker of the last two."""
-    ids, tokens, _ = random_jobs(1, seed=11, longest=400)[0]
+def finished_block_prompts(server: Served) -> tuple[list[list[int]], int]:
+    """An output cut at and around the markers of three blocks, and where the prompt ended."""
     for seed in range(11, 60):
         ids = random_jobs(1, seed=seed)[0][0]
         answer = server.generate(ids, 400)
@@ -193,12 +193,11 @@ async def test_aborting_at_random_moments_leaks_nothing(server: Served) -> None:
 
     async def leave_early(client: httpx.AsyncClient, ids: list[int]) -> None:
         body = request_body(ids, 400) | {"stream": True}
-        with pytest.raises((TimeoutError, StopAsyncIteration)):
+        with suppress(TimeoutError):
             async with asyncio.timeout(rng.uniform(0.05, 3.0)):
                 async with client.stream("POST", "/generate", json=body) as response:
                     async for _ in response.aiter_lines():
                         pass
-                raise StopAsyncIteration
 
     async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
         gate = asyncio.Semaphore(10)
