@@ -1,7 +1,7 @@
 """How much may be asked at once and per minute.
 
 `RateLimit` holds requests or tokens per minute; `Slots` hands out places at the endpoints and
-adapts their number: halved by an overload, one more after a row of successes (AIMD, as TCP does).
+adapts their number: halved by an overload, a little more after each success (AIMD, as TCP does).
 """
 
 from __future__ import annotations
@@ -65,20 +65,19 @@ class Slot:
         self.proven = False
         self.paused_until = 0.0
         self._last_cut = float("-inf")
-        self._sent = 0
 
     def room(self, now: float) -> bool:
         allowed = max(1, int(self.limit)) if self.proven else 1
         return now >= self.paused_until and self.in_flight < allowed
 
     def succeeded(self) -> None:
-        """More room: one place for each full round of successes."""
+        """More room: one place or a twentieth more for each full round of successes."""
         self.proven = True
-        self.limit = min(self.most, self.limit + 1 / self.limit)
+        self.limit = min(self.most, self.limit + max(1 / self.limit, 0.05))
 
-    def overloaded(self, now: float, seconds: float) -> None:
-        """Less room, once per burst: the requests of one moment are one signal."""
-        if now - self._last_cut >= seconds:
+    def overloaded(self, sent: float, now: float) -> None:
+        """Less room. What was sent before the last cut says nothing about the new limit."""
+        if sent >= self._last_cut:
             self.limit = max(1.0, self.limit / 2)
             self._last_cut = now
 

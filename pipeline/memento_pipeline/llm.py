@@ -32,8 +32,6 @@ AGAIN = {408, 409, 425, 429}
 FAILURES_IN_A_ROW = 20
 OVERLOADS_PER_RETRY = 10  # "too many requests" is no fault of the request: more patience
 QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
-
-
 _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30)
 
 
@@ -208,8 +206,9 @@ class Llm:
             with_schema = schema and server.schemas and prompt.schema is not None
             try:
                 allow()
+                sent = asyncio.get_running_loop().time()
                 outcome = await self._try(server, prompt, key, with_schema)
-                self._account(server, outcome)
+                self._account(server, outcome, sent)
             finally:
                 self._slots.release(index)
             if isinstance(outcome, Completion):
@@ -307,7 +306,7 @@ class Llm:
         """Error texts of servers may repeat the key."""
         return text.replace(server.key, "***") if server.key else text
 
-    def _account(self, server: _Server, outcome: Completion | Failure) -> None:
+    def _account(self, server: _Server, outcome: Completion | Failure, sent: float) -> None:
         """Adapt the endpoint's limit, and stop the run when it makes no sense to go on."""
         now = asyncio.get_running_loop().time()
         if isinstance(outcome, Completion):
@@ -322,7 +321,7 @@ class Llm:
             return
         self._failures += 1
         if outcome.overload:
-            server.slot.overloaded(now, seconds=max(1.0, outcome.wait or 0.0))
+            server.slot.overloaded(sent, now)
         if outcome.wait is not None:
             if outcome.wait > self.options.give_up_after:
                 self.stop(_down(server, f"it asks to wait {outcome.wait:.0f} s"))

@@ -172,8 +172,8 @@ async def test_overload_lowers_concurrency_and_success_raises_it() -> None:
         refused = server.calls["all"] - 300
     assert refused < 150
     slot = Slot(8)
-    slot.overloaded(now=0.0, seconds=1.0)
-    slot.overloaded(now=0.5, seconds=1.0)  # the same burst
+    slot.overloaded(sent=0.0, now=1.0)
+    slot.overloaded(sent=0.5, now=1.5)  # the same burst: sent before the first cut
     assert slot.limit == 4
     for _ in range(40):
         slot.succeeded()
