@@ -1,8 +1,8 @@
 r"""Marker-like text in raw data, made harmless and back again.
 
 `<|block_end|>` in a trace becomes `<\|block_end|>`, `</think>` becomes `<\/think>`: no tokenizer
-takes them for special tokens. A backslash is added to what already has some, so that `unescape` is exact:
-`unescape(escape(text)) == text` for every text.
+takes them for special tokens. A backslash is added to what already has some, so that `unescape` is
+exact: `unescape(escape(text)) == text` for every text.
 """
 
 from __future__ import annotations

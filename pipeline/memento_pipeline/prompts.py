@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import memento_sgl
 from memento_pipeline.answers import JUDGEMENTS, SCORES, neutralise
 from memento_pipeline.llm import Prompt
 from memento_pipeline.records import Sentences
-from memento_sgl.errors import ConfigError
+from memento_sgl.templates import template_path
 
 TEMPLATES = (
     "score_system.jinja",
@@ -45,12 +44,8 @@ class BlockView(NamedTuple):
 
 
 def template_folder() -> Path:
-    """The package's own templates, or those of the checkout."""
-    package = Path(memento_sgl.__file__).parent
-    for folder in (package / "templates", package.parent / "templates"):
-        if (folder / TEMPLATES[0]).is_file():
-            return folder
-    raise ConfigError(f"the prompt templates are missing beside {package}: install again")
+    """Where the prompts are: all lie beside the first."""
+    return template_path(TEMPLATES[0]).parent
 
 
 def fingerprint(names: Sequence[str] = TEMPLATES, folder: Path | None = None) -> str:

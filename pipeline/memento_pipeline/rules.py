@@ -18,15 +18,17 @@ LEAST_RATIO, MOST_RATIO = 0.15, 0.25
 
 _TURN = re.compile(
     r"\s*(?:#{1,6} |\*\*|[-*]{3,}|(?:But |Ok(?:ay)?,? |OK,? |Hmm,? )?(?:wait|now|next|finally|"
-    r"alternatively|another (?:way|idea|approach)|let me (?:try|check|verify|start|think|recap|double)"
-    r"|let's (?:try|check|verify|start|move|consider)|first(?:ly)?,|second(?:ly)?,|third(?:ly)?,|"
-    r"step \d|case \d|part \(?[a-z0-9]|to (?:verify|check|summarize)|in summary|moving on|back to)\b)",
+    r"alternatively|another (?:way|idea|approach)|"
+    r"let me (?:try|check|verify|start|think|recap|double)|"
+    r"let's (?:try|check|verify|start|move|consider)|first(?:ly)?,|second(?:ly)?,|third(?:ly)?,|"
+    r"step \d|case \d|part \(?[a-z0-9]|to (?:verify|check|summarize)|in summary|moving on|"
+    r"back to)\b)",
     re.IGNORECASE,
 )
 _CLOSES = re.compile(
     r"^\s*(?:therefore|thus|hence|consequently|in conclusion|so,? (?:the|we|that|this|it)\b)"
-    r"|\b(?:the (?:final )?answer is|we (?:get|have shown|conclude|find)|which (?:matches|confirms)|"
-    r"as (?:required|expected|desired)|checks out|is (?:correct|confirmed|proved))\b|\\boxed",
+    r"|\b(?:the (?:final )?answer is|we (?:get|have shown|conclude|find)|"
+    r"which (?:matches|confirms)|as (?:required|expected|desired)|checks out|is (?:correct|confirmed|proved))\b|\\boxed",
     re.IGNORECASE,
 )
 _LEANS_BACK = re.compile(r"\s*(?:this|that|it|its|these|those|they|which|here|and|because)\b", re.I)

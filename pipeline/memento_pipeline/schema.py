@@ -84,6 +84,20 @@ class Spent(NamedTuple):
     dollars: float
 
 
+class Paid(NamedTuple):
+    """Answers of one stage by one model. Sums are over those that reported a figure; None: none
+    did."""
+
+    stage: str
+    model: str
+    answers: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    unreported: int  # answers without a token count
+    dollars: float | None
+    unpriced: int  # answers without a price
+
+
 def digest_of(trace: Trace) -> str:
     """Hash of what a trace says, without its id and where it was found."""
     said = trace.model_dump_json(exclude={"id", "provenance"})

@@ -41,7 +41,7 @@ class Stats:
         self._sums["calls"] += done.usage.calls
         if not written:
             reason = done.reason if row is None else row.reason
-            self._reasons[_kind(reason or "unknown")] += 1
+            self._reasons[reason_kind(reason or "unknown")] += 1
             return
         assert row is not None
         assert done.segmentation is not None
@@ -65,7 +65,7 @@ class Stats:
     def reject(self, bad: Rejected) -> None:
         """Count an input row that is no trace."""
         self._statuses["rejected"] += 1
-        self._reasons[_kind(bad.reason)] += 1
+        self._reasons[reason_kind(bad.reason)] += 1
 
     def summary(self) -> dict[str, Any]:
         """Counts and means; null where there is nothing to say."""
@@ -97,7 +97,7 @@ class Stats:
         }
 
 
-def _kind(reason: str) -> str:
+def reason_kind(reason: str) -> str:
     """A reason without its figures, so that like cases are counted together."""
     return _VARIABLE.sub("N", reason.splitlines()[0])[:120]
 

@@ -26,6 +26,7 @@ from memento_pipeline.schema import (
     SCHEMA_VERSION,
     STAGES,
     Admission,
+    Paid,
     Settings,
     Spent,
     StageResult,
@@ -239,6 +240,15 @@ class Store:
             "coalesce(sum(dollars), 0.0) FROM answers"
         ).fetchone()
         return Spent(*row)
+
+    def bill(self) -> list[Paid]:
+        """What was paid so far, by stage and model."""
+        rows = self._reader.execute(
+            "SELECT stage, model, count(*), sum(prompt_tokens), sum(completion_tokens), "
+            "count(*) - count(prompt_tokens + completion_tokens), sum(dollars), "
+            "count(*) - count(dollars) FROM answers GROUP BY stage, model ORDER BY min(rowid)"
+        )
+        return [Paid(*row) for row in rows]
 
     def note(self, key: str, value: str) -> None:
         """Keep a text beside the data (the options of the last run)."""
