@@ -92,10 +92,12 @@ def doctor() -> None:
             console.print(f"{package:<11} {version(package)}")
         except PackageNotFoundError:
             healthy = False
-            console.print(f"{package:<11} [red]not installed[/]: pip install 'memento-sgl[serve]'")
+            hint = escape("pip install 'memento-sgl[serve]'")
+            console.print(f"{package:<11} [red]not installed[/]: {hint}")
     if healthy:
         healthy = _check_platform() and _check_seams()
-    console.print("[green]ready to serve[/]" if healthy else "[red]not ready to serve[/]")
+    unready = "[red]not ready to serve[/]; the data pipeline and the client need none of this"
+    console.print("[green]ready to serve[/]" if healthy else unready)
     raise typer.Exit(0 if healthy else 1)
 
 

@@ -136,5 +136,5 @@ def _no_cut(text: str, edges: list[int], tokens: list[int]) -> list[bool]:
 
 def _is_calculation(piece: str) -> bool:
     """A line of symbols with hardly a word of its own continues what stands before it."""
-    words = sum(1 for _ in islice(_WORD.finditer(piece), _CALCULATION_WORDS))
+    words = len(list(islice(_WORD.finditer(piece), _CALCULATION_WORDS)))
     return words == 0 or (words < _CALCULATION_WORDS and bool(_SYMBOL.search(piece)))
