@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import sglang as sgl
+from sglang.srt.entrypoints.engine import Engine as SglEngine
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
@@ -13,7 +13,7 @@ from memento_sgl.errors import ConfigError
 from memento_sgl.serving import enable, required_arguments
 
 
-class Engine(sgl.Engine):  # type: ignore[misc]
+class Engine(SglEngine):  # type: ignore[misc]
     """`sglang.Engine` that evicts finished blocks.
 
         engine = memento_sgl.Engine(model_path="...", memento={"keep_last_n_blocks": 0})

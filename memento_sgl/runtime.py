@@ -201,14 +201,8 @@ class Runtime:
 def _check_engine(scheduler: Any) -> None:
     if scheduler.page_size != 1:
         raise ConfigError(f"memento needs page size 1, the engine uses {scheduler.page_size}")
-    model = scheduler.model_config
-    for name, what in (
-        ("is_hybrid_swa", "sliding-window layers"),
-        ("is_multimodal", "multimodal positions"),
-        ("is_encoder_decoder", "an encoder"),
-    ):
-        if getattr(scheduler, name, False) or getattr(model, name, False):
-            raise ConfigError(f"memento does not support models with {what} yet")
+    if scheduler.tp_worker.model_runner.sliding_window_size is not None:
+        raise ConfigError("memento does not support models with sliding-window layers yet")
     if getattr(scheduler, "is_hybrid_ssm", False):
         raise ConfigError("memento does not support models with recurrent layers yet")
 

@@ -44,6 +44,13 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("use_ray", (False,), "Ray actors for schedulers"),
 )
 
+# Attribute of SGLang's ModelConfig: what a model that has it would need.
+REFUSED_MODELS = (
+    ("is_hybrid_swa", "sliding-window layers"),
+    ("is_multimodal", "multimodal positions"),
+    ("is_encoder_decoder", "an encoder"),
+)
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--enable-memento`, `--memento-config` and one flag for each option."""
@@ -134,7 +141,9 @@ def enable(server_args: Any, config: MementoConfig) -> None:
             f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it"
         )
     _refuse(server_args)
-    config = config.for_family(list(server_args.get_model_config().hf_config.architectures or ()))
+    model = server_args.get_model_config()
+    refuse_model(model)
+    config = config.for_family(list(model.hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:
@@ -168,6 +177,16 @@ def _refuse(server_args: Any) -> None:
         raise ConfigError(
             "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
         )
+
+
+def refuse_model(model: Any) -> None:
+    """Raise ConfigError for a model whose layers block eviction does not support yet."""
+    for attribute, what in REFUSED_MODELS:
+        if getattr(model, attribute, False):
+            raise ConfigError(f"memento does not support models with {what} yet")
+    kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
+    if kinds:
+        raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
 
 
 def _tokenizer(server_args: Any) -> Any:

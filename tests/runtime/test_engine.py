@@ -1,0 +1,106 @@
+"""`memento_sgl.Engine` offline, and `memento doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from memento_sgl.config import MementoConfig
+from memento_sgl.errors import ConfigError
+
+SCRIPT = """
+import json, sys
+import memento_sgl
+
+if __name__ == "__main__":
+    model, prompts, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+    engine = memento_sgl.Engine(
+        model_path=model, memento={"keep_last_n_blocks": 1}, device="cpu", dtype="float32",
+        attention_backend="torch_native", max_total_tokens=4000,
+    )
+    answers = engine.generate(
+        input_ids=prompts,
+        sampling_params={"temperature": 0, "max_new_tokens": 150, "ignore_eos": True},
+    )
+    engine.shutdown()
+    json.dump(answers, open(out, "w"))
+"""
+
+
+@pytest.mark.server
+def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    from conftest import TIE, random_jobs
+    from models import build_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from memento_sgl.accounting import account
+    from memento_sgl.machine import replay
+    from memento_sgl.markers import resolve_markers
+    from memento_sgl.reference import check_greedy
+
+    folder = checkpoint("qwen3")
+    script, out = tmp_path / "offline.py", tmp_path / "answers.json"
+    script.write_text(SCRIPT)
+    prompts = [ids for ids, _, _ in random_jobs(8, seed=61)]
+    command = [sys.executable, str(script), str(folder), json.dumps(prompts), str(out)]
+    environment = os.environ | {"MEMENTO_CHECK_SLOTS": "1"}
+    subprocess.run(command, check=True, timeout=300, env=environment)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = MementoConfig(enable=True, mask_delimiters=False, keep_last_n_blocks=1)
+    markers = resolve_markers(config, build_tokenizer())
+    evicted = 0
+    for prompt, answer in zip(prompts, json.loads(out.read_text()), strict=True):
+        output, record = answer["output_ids"], answer["meta_info"]["memento"]
+        wrong = check_greedy(model, prompt, output, config, markers)
+        assert not [mismatch for mismatch in wrong if mismatch.gap > TIE]
+        machine = replay([*prompt, *output], len(prompt), markers, config)
+        expected = account(machine, len(prompt), len(prompt) + len(output)).as_dict()
+        record.pop("measured_peak_kv_tokens")
+        assert record == json.loads(json.dumps(expected))
+        evicted += len(record["evicted_spans"])
+    assert evicted > 1
+
+
+def test_bad_options_raise_before_anything_starts() -> None:
+    import memento_sgl
+
+    with pytest.raises(ConfigError, match="unknown option 'keep'"):
+        memento_sgl.Engine(model_path="none", memento={"keep": 1})
+    with pytest.raises(ConfigError, match=r"use sglang\.Engine"):
+        memento_sgl.Engine(model_path="none", memento={"enable": False})
+
+
+def test_doctor() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "memento_sgl.cli", "doctor"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sglang      0.5.17" in done.stdout
+    assert "ready to serve" in done.stdout
+
+
+def test_doctor_names_what_has_changed() -> None:
+    code = (
+        "import dataclasses, memento_patches.ledger as l\n"
+        "l.LEDGER = (dataclasses.replace(l.LEDGER[0], fingerprint='0' * 16), *l.LEDGER[1:])\n"
+        "from memento_sgl.cli import main\n"
+        "import sys; sys.argv = ['memento', 'doctor']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1
+    assert "add_cli_args has changed" in done.stdout.replace("\n", " ")
+    assert "not ready to serve" in done.stdout
