@@ -38,7 +38,7 @@ def inputs(source: Path) -> dict[str, str]:
 def main() -> None:
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else EXAMPLES
     counter = load_counter()
-    print(f"{platform.machine()}, Python {platform.python_version()}, million characters per second")
+    print(f"{platform.machine()}, Python {platform.python_version()}, million characters a second")
     print(f"{'input':>14}" + "".join(f"{size:>12,}" for size in SIZES) + f"{'published':>12}")
     for name, part in inputs(source).items():
         line = f"{name:>14}"

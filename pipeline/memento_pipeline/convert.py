@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Generator, Sequence
@@ -69,13 +70,14 @@ class Outcome(NamedTuple):
 
 
 def rows(options: RunOptions) -> Source:
-    """The input rows of this run's shard, up to its limit, with their numbers in the input."""
+    """The input rows up to the limit that are in this run's shard, with their numbers."""
     reader = cast(
         Generator[Trace | Rejected, None, None], read_traces(options.inputs, options.read)
     )
     with closing(reader):
-        mine = ((n, row) for n, row in enumerate(reader) if in_shard(row, options.shard))
-        yield from islice(mine, options.limit)
+        for number, row in enumerate(islice(reader, options.limit)):
+            if in_shard(row, options.shard):
+                yield number, row
 
 
 def in_shard(row: Trace | Rejected, shard: Shard) -> bool:
@@ -160,6 +162,11 @@ def _stop_on_signals(runner: Runner) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        print(
+            "stopping: the answers in flight are awaited; Ctrl-C again ends at once",
+            file=sys.stderr,
+            flush=True,
+        )
         runner.stop(InterruptedRunError("interrupted; what was done and paid is kept"))
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

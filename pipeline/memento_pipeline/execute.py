@@ -14,7 +14,7 @@ from rich.console import Console
 from memento_pipeline import show
 from memento_pipeline.chat import load_template
 from memento_pipeline.cli_options import build
-from memento_pipeline.convert import Exit, Outcome, rows, run_stages
+from memento_pipeline.convert import Exit, rows, run_stages
 from memento_pipeline.export import write_outputs
 from memento_pipeline.merge import merge as merge_folders
 from memento_pipeline.options import RunOptions
@@ -22,7 +22,8 @@ from memento_pipeline.plan import plan
 from memento_pipeline.read import count_rows
 from memento_pipeline.results import converted
 from memento_pipeline.schema import STAGES
-from memento_pipeline.store import Store, peek_note
+from memento_pipeline.store import FILE_NAME, Store, peek_note
+from memento_pipeline.tokenize import RowTokenizer
 from memento_pipeline.tokens import load_counter
 from memento_sgl.errors import ConfigError, MementoError, PipelineError, StoreError
 
@@ -40,6 +41,9 @@ def exit_codes() -> Iterator[None]:
         if isinstance(error, PipelineError):
             code = Exit.STORE if isinstance(error, StoreError) else Exit.STOPPED
         raise typer.Exit(code) from None
+    except OSError as error:  # the disk, since endpoints have errors of their own
+        show.problem(console, f"{error}. What is in the store is kept: repair it, then run again")
+        raise typer.Exit(Exit.STOPPED) from None
 
 
 def convert(values: Mapping[str, Any]) -> None:
@@ -47,32 +51,42 @@ def convert(values: Mapping[str, Any]) -> None:
     with exit_codes():
         out: Path = values["out"]
         recorded = peek_note(out, "options") if values["resume"] else None
-        given = dict(values)
-        if values["preview"]:
-            given["limit"] = values["preview"]
-        options = build(given, recorded)
+        options = build(values, recorded)
         if not options.inputs:
             raise ConfigError("no input: name files or folders, or go on with --resume")
         redo = _stage_names(values["redo"] or ())
+        _check_files(options)
         if values["dry_run"]:
             _dry_run(options)
             return
         if values["ray"]:
+            if redo or values["preview"]:
+                raise ConfigError("--ray goes with neither --redo nor --preview")
             raise typer.Exit(_on_ray(options, values["ray"], values["retry_failed"]))
-        settings = options.settings(load_counter(options.tokenizer).name)
-        total = _total(options)
-        load_template(options.export.chat_template)  # wrong names are errors before work begins
-        with Store(out, settings, redo=redo) as store:
-            store.note("options", options.model_dump_json())
-            if values["retry_failed"]:
-                store.retry_failed()
-            outcome = run_stages(options, store, total=total, display=not values["quiet"])
-            if values["preview"]:
-                for trace in islice(converted(store), values["preview"]):
-                    show.preview(Console(), trace)
-            else:
-                _finish(store, options, outcome, values["quiet"])
-        raise typer.Exit(outcome.exit)
+        raise typer.Exit(_convert(options, values, redo))
+
+
+def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]) -> Exit:
+    settings = options.settings(load_counter(options.tokenizer).name)
+    preview: int | None = values["preview"]
+    this_run = options.model_copy(update={"limit": preview}) if preview else options
+    total = _total(this_run)
+    with Store(options.out, settings, redo=redo) as store:
+        store.note("options", options.model_dump_json())
+        if values["retry_failed"]:
+            store.retry_failed()
+        outcome = run_stages(this_run, store, total=total, display=not values["quiet"])
+        if preview:
+            for trace in islice(converted(store), preview):
+                show.preview(Console(), trace)
+        if not values["quiet"]:
+            show.summary(console, outcome, store.folder)
+        # After an early end files would look finished; `memento assemble` writes them if wanted.
+        if not (preview or outcome.summary.stopped):
+            files = _write(store, options)
+            if not values["quiet"]:
+                show.files(console, files)
+    return outcome.exit
 
 
 def stage(name: str, values: Mapping[str, Any]) -> None:
@@ -80,10 +94,8 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
     with exit_codes():
         out: Path = values["out"]
         first = name == STAGES[0]
-        recorded = None
-        if not first or peek_exists(out):
-            recorded = peek_note(out, "options")
-        options = build(values, recorded)
+        resumed = not first or (out / FILE_NAME).exists()
+        options = build(values, peek_note(out, "options") if resumed else None)
         if first and not options.inputs:
             raise ConfigError("no input: name files or folders")
         settings = {name: options.settings(load_counter(options.tokenizer).name)[name]}
@@ -120,14 +132,6 @@ def merge(out: Path, folders: Sequence[Path], quiet: bool) -> None:
             show.files(console, files)
 
 
-def peek_exists(folder: Path) -> bool:
-    try:
-        peek_note(folder, "options")
-    except StoreError:
-        return False
-    return True
-
-
 def _stage_names(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in STAGES:
@@ -137,11 +141,17 @@ def _stage_names(names: Sequence[str]) -> list[str]:
 
 def _total(options: RunOptions) -> int | None:
     total = count_rows(list(options.inputs))
-    if total is not None:
-        total //= options.shard.parts
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
-    return total
+    return None if total is None else -(-total // options.shard.parts)
+
+
+def _check_files(options: RunOptions) -> None:
+    """Wrong names of templates and tokenizers are errors before anything is paid."""
+    load_counter(options.tokenizer)
+    template = load_template(options.export.chat_template)
+    if options.export.tokenizer is not None:
+        RowTokenizer(options.export.tokenizer, template, options.export.mask_delimiters)
 
 
 def _dry_run(options: RunOptions) -> None:
@@ -160,14 +170,6 @@ def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
         show.files(console, files)
     worst = (Exit.INTERRUPTED, Exit.STOPPED, Exit.FAILED, Exit.FILTERED)
     return next((code for code in worst if code in codes), Exit.OK)
-
-
-def _finish(store: Store, options: RunOptions, outcome: Outcome, quiet: bool) -> None:
-    # After an early end the files would look finished; `memento assemble` writes them if wanted.
-    files = [] if outcome.summary.stopped else _write(store, options)
-    if not quiet:
-        show.summary(console, outcome, store.folder)
-        show.files(console, files)
 
 
 def _write(store: Store, options: RunOptions) -> list[Path]:

@@ -5,7 +5,8 @@ what counts as an answer is this module's whole job, and the package's models ac
 checking them.
 
     malformed body, 408, 409, 425, 429, 5xx, timeout, broken connection   tried again
-    401, 402, exhausted quota, redirect; 403, 404 before any success      the run stops
+    401, 402, exhausted quota, redirect; 403, 404 before any success,
+    no connection before any response                                     the run stops
     other 4xx                                                             the trace fails
 """
 
@@ -92,7 +93,8 @@ class _Body(BaseModel):
 
 class _Server:
     """One endpoint during a run. `schemas` turns false when it does not take response_format;
-    `answered` and `schema_answered` when it has completed a request (with one).
+    `reached` turns true with its first response, `answered` and `schema_answered` when it has
+    completed a request (with one).
 
     Each request in flight has a client with one connection, the last used first: httpx's own pool
     looks at all connections for every request, which at 200 costs more than the request.
@@ -102,6 +104,7 @@ class _Server:
         self.endpoint = endpoint
         self.slot = Slot(options.concurrency)
         self.schemas = options.structured == "auto"
+        self.reached = False
         self.answered = False
         self.schema_answered = False
         self.key = endpoint.key()
@@ -273,7 +276,10 @@ class Llm:
             reason = f"no complete answer within {self.options.timeout:g} s"
             return Failure("again", reason, overload=True)
         except httpx.HTTPError as error:
-            return Failure("again", f"{type(error).__name__}: {self._redact(server, str(error))}")
+            reason = f"{type(error).__name__}: {self._redact(server, str(error))}"
+            never = isinstance(error, httpx.ConnectError) and not server.reached
+            return Failure("fatal" if never else "again", reason)
+        server.reached = True
         outcome = self._read(server, response)
         if isinstance(outcome, Completion):
             self._charge(outcome, estimate)
@@ -333,6 +339,11 @@ class Llm:
 
     def _diagnosis(self, server: _Server, failure: Failure) -> EndpointError:
         endpoint = server.endpoint
+        if not server.reached:
+            return EndpointError(
+                f"{endpoint.url} cannot be reached ({failure.reason}): start the server or correct "
+                "the address, then run the command again to resume"
+            )
         if server.key is None:
             key = f"no key was sent: set the environment variable {endpoint.variable}"
         else:

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memento_pipeline.options import Shard
+from memento_pipeline.options import RunOptions, Shard
 from memento_pipeline.store import Store
 from memento_sgl.errors import StoreError
 
 INSERTS = {
-    # A trace that was unfinished at an earlier merge may be finished now, never the reverse.
+    # What was unfinished or failed at an earlier merge may be done now, never the reverse.
     "traces": "INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-    "status = excluded.status, reason = excluded.reason WHERE traces.status IS NULL",
+    "status = excluded.status, reason = excluded.reason WHERE excluded.status IS NOT NULL",
     "results": "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)",
     "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "rejected": "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?, ?)",
@@ -38,8 +38,10 @@ def merge(out: Path, folders: Sequence[Path]) -> dict[str, int]:
         with Store(out, _common_settings(shards)) as target:
             for shard in shards:
                 target.write_now(partial(_copy, path=shard.path))
-                if (options := shard.noted("options")) is not None:
-                    target.note("options", options)
+            if (options := shards[0].noted("options")) is not None:
+                whole = {"out": out, "shard": Shard(0, 1)}
+                resumed = RunOptions.model_validate_json(options).model_copy(update=whole)
+                target.note("options", resumed.model_dump_json())
             return target.counts()
     finally:
         for shard in shards:

@@ -23,9 +23,17 @@ from memento_pipeline.paid import Meter
 from memento_pipeline.records import Record, Rejected, Status, Trace, Usage
 from memento_pipeline.schema import STAGES, Seen
 from memento_pipeline.store import Store
-from memento_sgl.errors import AnswerError, EndpointError, StoppedError, StoreError
+from memento_sgl.errors import (
+    AnswerError,
+    EndpointError,
+    RefusedError,
+    StoppedError,
+    StoreError,
+)
 
 log = logging.getLogger(__name__)
+
+MOST_FAILED_IN_A_ROW = 25
 
 Source = Generator[tuple[int, Trace | Rejected], None, None]
 """Rows in input order, each with its number."""
@@ -79,6 +87,7 @@ class Runner:
         self.seen: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.open_now = 0
+        self._failed_in_a_row = 0
 
     def stop(self, error: Exception) -> None:
         """Take no further trace, start no further stage and send no further request; what is in
@@ -149,12 +158,25 @@ class Runner:
         except (AnswerError, EndpointError) as error:
             # An endpoint that failed for good is no fault of the trace: that stays unfinished.
             if self.stopped is None:
-                await self._finish(trace, Status.FAILED, str(error))
+                await self._fail(trace, error, str(error))
         except Exception as error:
             log.exception("a stage broke", extra={"trace": trace.id})
-            await self._finish(trace, Status.FAILED, f"{type(error).__name__}: {error}")
+            await self._fail(trace, error, f"{type(error).__name__}: {error}")
         finally:
             self.open_now -= 1
+
+    async def _fail(self, trace: Trace, error: Exception, reason: str) -> None:
+        await self._finish(trace, Status.FAILED, reason)
+        if isinstance(error, RefusedError):  # about this trace: the others may be fine
+            return
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row == MOST_FAILED_IN_A_ROW:
+            self.stop(
+                StoppedError(
+                    f"{MOST_FAILED_IN_A_ROW} traces failed in a row, the last one with: {reason}. "
+                    "Repair the cause, then resume with --retry-failed"
+                )
+            )
 
     async def _reject(self, row: Rejected) -> None:
         await self._store.reject(row)
@@ -206,6 +228,7 @@ class Runner:
             await self._finish(trace, Status.FILTERED, reason)
         else:
             await self._finish(trace, Status.OK, None)
+        self._failed_in_a_row = 0
 
     async def _finish(self, trace: Trace, status: Status, reason: str | None) -> None:
         await self._store.finish(trace.id, status, reason)

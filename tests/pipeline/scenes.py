@@ -1,11 +1,14 @@
-"""Small traces, and runs over them against a server in a thread of its own."""
+"""Small traces, and runs over them against a server in a thread or process of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +23,11 @@ from memento_pipeline.schema import STAGES
 from memento_pipeline.store import Store
 from memento_pipeline.tokens import load_counter
 
+SERVER = Path(__file__).with_name("fault_server.py")
 FAST = AskOptions(backoff=0.01, most_backoff=0.05, timeout=4.0, concurrency=16, retries=30)
 
 OPENINGS = ("Now I look at", "Let me take", "Next comes", "We turn to", "It remains to treat")
-ENDINGS = ("That settles it.", "This case is closed.", "So far so good.", "Check: it fits.")
+ENDINGS = ("That settles it.", "The first way failed.", "So far so good.", "Check: it fits.")
 
 
 def thought(seed: int, paragraphs: int) -> str:
@@ -73,6 +77,26 @@ def serving(settings: Settings | None = None, **changes: Any) -> Iterator[FaultS
         loop.call_soon_threadsafe(end.set)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def server_process(**settings: Any) -> Iterator[str]:
+    """A fault server in a process of its own; gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, str(SERVER), json.dumps(settings)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def stats(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/stats") as reply:
+        return dict(json.load(reply))
 
 
 def options(out: Path, inputs: Path, url: str | None, **changes: Any) -> RunOptions:

@@ -7,52 +7,24 @@ have been paid, nobody can know, and is asked again: at most `concurrency` reque
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from memento_pipeline.convert import Exit
 from memento_pipeline.store import FILE_NAME
 from memento_pipeline.summarize import SummarizeOptions
-from scenes import FAST, options, result_of, run, write_traces
+from scenes import FAST, SERVER, options, result_of, run, server_process, stats, write_traces
 
 TRACES = 200
 KILLS = 50
 CONCURRENCY = 8
-SERVER = Path(__file__).with_name("fault_server.py")
 OPEN_GATE = SummarizeOptions(gate_mean=0, gate_least=0)
-
-
-@contextmanager
-def server(**settings: Any) -> Iterator[str]:
-    """A fault server in a process of its own; gives its address."""
-    process = subprocess.Popen(
-        [sys.executable, str(SERVER), json.dumps(settings)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-
-
-def stats(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{url}/stats") as reply:
-        return dict(json.load(reply))
 
 
 def work(folder: str, traces: str, url: str) -> None:
@@ -77,7 +49,7 @@ def stored_keys(folder: Path) -> set[str]:
 def test_kill_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(SERVER.parent), prepend=os.pathsep)
     traces = write_traces(tmp_path / "traces.jsonl", TRACES, paragraphs=10)
-    with server(latency=0.08, jitter=0.5) as url:
+    with server_process(latency=0.08, jitter=0.5) as url:
         api = f"{url}/v1"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["memento_pipeline.convert", "fault_server", "scenes"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import AsyncExitStack
 from email.utils import formatdate
 from itertools import pairwise
 from pathlib import Path
@@ -111,12 +112,27 @@ async def test_an_endpoint_without_response_format_is_found_out() -> None:
     assert server.calls["all"] == before + 1
 
 
-async def test_an_endpoint_that_is_down_stops_the_run() -> None:
+async def test_an_endpoint_that_goes_down_stops_the_run() -> None:
     options = FAST.model_copy(update={"give_up_after": 0.5, "retries": 100})
-    async with Llm([Endpoint(url="http://127.0.0.1:9/v1", model="m")], options) as llm:
-        with pytest.raises(StoppedError, match=r"is down or overloaded.*failures in a row"):
+    server = FaultServer()
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(server)
+        async with Llm([at(server)], options) as llm:
             await complete(llm)
-        assert isinstance(llm.stopped, StoppedError)
+            await running.aclose()
+            with pytest.raises(StoppedError, match=r"is down or overloaded.*failures in a row"):
+                await complete(llm, 1)
+    assert isinstance(llm.stopped, StoppedError)
+
+
+async def test_an_endpoint_that_was_never_reached_stops_the_run_at_once() -> None:
+    async with Llm([Endpoint(url="http://127.0.0.1:9/v1", model="m")], FAST) as llm:
+        results = await asyncio.gather(
+            *(complete(llm, number) for number in range(20)), return_exceptions=True
+        )
+    assert {type(error) for error in results} == {EndpointError}
+    assert "127.0.0.1:9/v1 cannot be reached" in str(results[0])
+    assert llm.retries == 0
 
 
 async def test_retries_end() -> None:

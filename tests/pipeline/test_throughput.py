@@ -7,14 +7,15 @@ import resource
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memento_pipeline.summarize import SummarizeOptions
-from scenes import FAST, options, run, write_traces
-from test_kill import server, stats
+from scenes import FAST, options, run, server_process, stats, write_traces
 
 CONCURRENCY = 200
 TRACES = 1000
+FEWER = 250  # the run that the memory of the full one is compared with
 
 
 def busy_share(level: list[tuple[float, int]]) -> float:
@@ -31,10 +32,10 @@ def busy_share(level: list[tuple[float, int]]) -> float:
 
 
 class MemoryWatch:
-    """Resident memory of this process, looked at ten times a second."""
+    """The most resident memory of this process, looked at ten times a second."""
 
     def __init__(self) -> None:
-        self.seen: list[int] = []
+        self.peak = 0
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -49,28 +50,32 @@ class MemoryWatch:
     def _look(self) -> None:
         page = resource.getpagesize()
         while not self._end.wait(0.1):
-            self.seen.append(int(Path("/proc/self/statm").read_text().split()[1]) * page)
+            resident = int(Path("/proc/self/statm").read_text().split()[1]) * page
+            self.peak = max(self.peak, resident)
+
+
+def measured(folder: Path, count: int, latency: float) -> tuple[dict[str, Any], float, int]:
+    """The server's statistics, seconds, and this process's peak memory of one run."""
+    traces = write_traces(folder / f"{count}.jsonl", count, paragraphs=8)
+    ask = FAST.model_copy(update={"concurrency": CONCURRENCY, "timeout": 60.0})
+    rules = SummarizeOptions(rounds=1, gate_mean=0, gate_least=0)
+    gc.collect()
+    with server_process(latency=latency, jitter=0.2) as url, MemoryWatch() as memory:
+        wanted = options(folder / f"{count}", traces, f"{url}/v1", ask=ask, summarize=rules)
+        outcome = run(wanted)
+        assert outcome.counts["ok"] == count
+        return stats(url), outcome.summary.seconds, memory.peak
 
 
 @pytest.mark.timeout(240)
 def test_200_requests_in_flight(tmp_path: Path) -> None:
-    traces = write_traces(tmp_path / "traces.jsonl", TRACES, paragraphs=8)
-    ask = FAST.model_copy(update={"concurrency": CONCURRENCY, "timeout": 60.0})
-    gc.collect()
-    rules = SummarizeOptions(rounds=1, gate_mean=0, gate_least=0)
-    with server(latency=3.5, jitter=0.2) as url, MemoryWatch() as memory:
-        outcome = run(options(tmp_path / "out", traces, f"{url}/v1", ask=ask, summarize=rules))
-        figures = stats(url)
-    assert outcome.counts["ok"] == TRACES
+    *_, little = measured(tmp_path, FEWER, latency=1.0)
+    figures, seconds, much = measured(tmp_path, TRACES, latency=3.5)
     assert figures["peak"] == CONCURRENCY
-    share = busy_share(figures["level"])
-    third = len(memory.seen) // 3
-    early, late = max(memory.seen[:third]), max(memory.seen[-third:])
-    megabytes = (late - early) / 2**20
-    calls = figures["calls"]["all"]
+    share, growth = busy_share(figures["level"]), (much - little) / 2**20
     print(
-        f"{calls} calls in {outcome.summary.seconds:.1f} s; {share:.1%} of the places busy; "
-        f"memory grew by {megabytes:.1f} MB after the first third"
+        f"{figures['calls']['all']} calls in {seconds:.1f} s; {share:.1%} of the places busy; peak "
+        f"memory {much / 2**20:.0f} MB, {growth:.1f} MB more than for {FEWER} traces"
     )
     assert share >= 0.9
-    assert megabytes < 20
+    assert growth < 20
