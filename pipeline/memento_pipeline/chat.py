@@ -24,6 +24,7 @@ class ChatTemplate:
             self._template: Template = environment.from_string(source)
         except TemplateError as error:
             raise ConfigError(f"the chat template is not valid jinja: {error}") from None
+        self.source = source
         self.chat_markup = "<|im_start|>" in source
 
     def render(self, problem: str, response: str) -> tuple[str, str]:

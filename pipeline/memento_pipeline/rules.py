@@ -28,7 +28,8 @@ _TURN = re.compile(
 _CLOSES = re.compile(
     r"^\s*(?:therefore|thus|hence|consequently|in conclusion|so,? (?:the|we|that|this|it)\b)"
     r"|\b(?:the (?:final )?answer is|we (?:get|have shown|conclude|find)|"
-    r"which (?:matches|confirms)|as (?:required|expected|desired)|checks out|is (?:correct|confirmed|proved))\b|\\boxed",
+    r"which (?:matches|confirms)|as (?:required|expected|desired)|checks out|"
+    r"is (?:correct|confirmed|proved))\b|\\boxed",
     re.IGNORECASE,
 )
 _LEANS_BACK = re.compile(r"\s*(?:this|that|it|its|these|those|they|which|here|and|because)\b", re.I)
