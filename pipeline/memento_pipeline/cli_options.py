@@ -72,6 +72,14 @@ DropCjk = Annotated[
     bool | None,
     Option("--drop-cjk/--keep-cjk", help="Thoughts with CJK characters.", rich_help_panel=READING),
 ]
+KeepBlocks = Annotated[
+    bool | None,
+    Option(
+        "--keep-blocks/--cut-again",
+        help="Of rows that have blocks; only their mementos are made anew.",
+        rich_help_panel=READING,
+    ),
+]
 RequireClosed = Annotated[
     bool | None,
     Option(

@@ -55,7 +55,8 @@ def plan(options: RunOptions, rows: Iterable[Trace | Rejected], counter: TokenCo
         sentences = split(row.thought, counter)
         one = Plan(traces=1, thought_tokens=sum(sentences.tokens))
         if options.endpoints:
-            one = one.plus(_scoring(row, sentences, options, counter, systems[0]))
+            if not (options.read.keep_blocks and row.given_blocks):
+                one = one.plus(_scoring(row, sentences, options, counter, systems[0]))
             one = one.plus(_mementos(row, one.thought_tokens, options, counter, systems[1]))
         total = total.plus(one)
     return total

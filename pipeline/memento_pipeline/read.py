@@ -32,6 +32,7 @@ class ReadOptions(Record):
 
     columns: dict[str, str] = Field(default_factory=dict)  # see `ROLES`, for example {"id": "key"}
     require_closed: bool = True  # leave out thoughts that never reach `</think>`
+    keep_blocks: bool = False  # of rows that have blocks: only their mementos are made anew
     drop_cjk: bool = False  # leave out thoughts with Chinese, Japanese or Korean characters
     min_tokens: int = Field(default=200, ge=0)
     max_tokens: int | None = Field(default=None, ge=1)

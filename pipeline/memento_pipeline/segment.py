@@ -14,6 +14,7 @@ hull, hence a maximiser of S - a*Q for some a >= 0. `_hull` finds it without try
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -25,6 +26,7 @@ from memento_pipeline.records import (
     BoundaryScores,
     Segmentation,
     Sentences,
+    Span,
     blocks_of,
 )
 from memento_sgl.errors import DataError
@@ -118,6 +120,28 @@ def cut_blocks(
     cuts, value = segment(np.asarray(sizes, dtype=np.int64), values, options)
     at = tuple(scores.boundaries[cut] for cut in cuts)
     return Segmentation(blocks=blocks_of(sentences, at), objective=value, relaxed=relaxed)
+
+
+def keep_blocks(
+    sentences: Sentences, scores: BoundaryScores, blocks: Sequence[Span], penalty: float
+) -> Segmentation:
+    """The blocks of a row that was cut before, and the objective that they reach.
+
+    Raises:
+        DataError: a block does not end with a sentence, or a score is missing.
+    """
+    edges = {edge: place for place, edge in enumerate(sentences.edges)}
+    ends = [block.end for block in blocks if block.end > block.start]
+    if not ends or ends[-1] != sentences.edges[-1] or not all(end in edges for end in ends):
+        raise DataError("the row's blocks do not end where its sentences do")
+    cuts = tuple(edges[end] - 1 for end in ends[:-1])
+    graded = dict(zip(scores.boundaries, scores.scores, strict=True))
+    values = [graded.get(cut) for cut in cuts]
+    if None in values:
+        raise DataError("a cut of the row has no score")
+    kept = blocks_of(sentences, cuts)
+    value = objective([block.tokens for block in kept], np.asarray(values, dtype=float), penalty)
+    return Segmentation(blocks=kept, objective=value)
 
 
 def _smallest_maximum(sizes: list[int], options: SegmentOptions) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import bisect
 import re
+from collections.abc import Collection
 from itertools import islice, pairwise
 
 from memento_pipeline._protect import Spans, protected_spans
@@ -60,14 +61,20 @@ _ANNOUNCES = re.compile(
 _ANNOUNCEMENT_TOKENS = 20
 
 
-def split(thought: str, counter: TokenCounter) -> Sentences:
-    """Cut `thought` into sentences and mark the boundaries at which no block may end."""
-    inner = _boundaries(thought, protected_spans(thought))
+def split(thought: str, counter: TokenCounter, ends: Collection[int] = ()) -> Sentences:
+    """Cut `thought` into sentences and mark the boundaries at which no block may end.
+
+    Args:
+        ends: characters at which a sentence ends and a block may end, whatever the text says.
+    """
+    given = {end for end in ends if 0 < end < len(thought)}
+    inner = sorted(given.union(_boundaries(thought, protected_spans(thought))))
     edges = [0, *inner, len(thought)] if thought else [0]
     tokens = count_between(counter, thought, edges)
+    flags = _no_cut(thought, edges, tokens)
     return Sentences(
         edges=tuple(edges),
-        no_cut=tuple(_no_cut(thought, edges, tokens)),
+        no_cut=tuple(flag and edge not in given for edge, flag in zip(inner, flags, strict=True)),
         tokens=tuple(tokens),
         tokenizer=counter.name,
     )

@@ -19,7 +19,7 @@ from memento_pipeline.records import (
 )
 from memento_pipeline.rules import extract_memento, forced_scores, rule_scores
 from memento_pipeline.score import score_boundaries
-from memento_pipeline.segment import cut_blocks
+from memento_pipeline.segment import cut_blocks, keep_blocks
 from memento_pipeline.split import split
 from memento_pipeline.summarize import gate, make_mementos
 from memento_pipeline.tokens import TokenCounter, count
@@ -63,7 +63,8 @@ class Stages:
         """Carry out a stage; `done` holds the results of those before it."""
         if stage == "split":
             # Threads, so that a long trace does not hold up the answers of the others.
-            return await asyncio.to_thread(split, trace.thought, self._counter)
+            ends = [block.end for block in trace.given_blocks] if self._keeps(trace) else []
+            return await asyncio.to_thread(split, trace.thought, self._counter, ends)
         sentences = done["split"]
         assert isinstance(sentences, Sentences)
         if stage == "score":
@@ -71,13 +72,20 @@ class Stages:
         if stage == "segment":
             scores = done["score"]
             assert isinstance(scores, BoundaryScores)
+            if self._keeps(trace):
+                penalty = self._options.segment.penalty
+                return keep_blocks(sentences, scores, trace.given_blocks, penalty)
             return await asyncio.to_thread(cut_blocks, sentences, scores, self._options.segment)
         segmentation = done["segment"]
         assert isinstance(segmentation, Segmentation)
         return Mementos(mementos=await self._summarize(trace, segmentation.blocks, meter))
 
+    def _keeps(self, trace: Trace) -> bool:
+        """Whether the blocks that the row came with stay."""
+        return self._options.read.keep_blocks and bool(trace.given_blocks)
+
     async def _score(self, trace: Trace, sentences: Sentences, meter: Meter) -> BoundaryScores:
-        if self._llm is None:
+        if self._llm is None or self._keeps(trace):  # nobody pays for grades that decide nothing
             return await asyncio.to_thread(rule_scores, trace.thought, sentences)
         forced = await asyncio.to_thread(forced_scores, trace.thought, sentences)
         options = self._options.score
