@@ -349,8 +349,9 @@ class Llm:
         else:
             key = f"check the key in the environment variable {endpoint.variable}"
         return EndpointError(
-            f"{endpoint.url} refused the request ({failure.reason}): {key}, the address and the "
-            f"model name {endpoint.model!r}. Nothing was made up; run the command again to resume"
+            f"{endpoint.url} refused the request ({failure.reason}): {key}. The address and the "
+            f"model name {endpoint.model!r} must be right too. Nothing was made up; run the "
+            "command again to resume"
         )
 
 

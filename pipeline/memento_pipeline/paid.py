@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
@@ -26,6 +26,10 @@ class Answer(NamedTuple):
     model: str
     finish_reason: str | None
     fresh: bool  # asked in this run, not taken from the cache
+
+
+class _NotYetError(Exception):
+    """The budget is reserved by calls in flight, which may turn out cheaper."""
 
 
 class Meter:
@@ -84,7 +88,8 @@ class PaidLlm:
         self._options = options
         self._models = sorted({endpoint.model for endpoint in endpoints})
         self._asking: dict[str, asyncio.Task[StoredAnswer]] = {}
-        self._reserved = 0.0  # dollars of the calls in flight
+        self._reserved: dict[str, float] = {}  # dollars of each call in flight, by key
+        self._settled = asyncio.Event()  # set, and replaced, when one of them ends
         self.spent = store.spent()
 
     def key(self, prompt: Prompt) -> str:
@@ -124,22 +129,29 @@ class PaidLlm:
             await asyncio.wait(self._asking.values())
 
     async def _pay(self, prompt: Prompt, key: str) -> StoredAnswer:
-        reserved = 0.0
-
         def allow() -> None:
             # Reserved when sent, not when queued: what waits costs nothing yet.
-            nonlocal reserved
-            if not reserved:
-                reserved = self._reserve(prompt)
-                self._reserved += reserved
+            if key not in self._reserved:
+                self._reserved[key] = self._estimate(prompt)
 
         try:
-            answer = self._stored(prompt, key, await self.llm.complete(prompt, key, allow))
+            done = await self._complete(prompt, key, allow)
+            answer = self._stored(prompt, key, done)
             await self._store.keep_answer(answer)
             self._count(answer)
         finally:
-            self._reserved -= reserved  # only now: until here the money is spent but not counted
+            self._reserved.pop(key, None)  # until here the money is spent but not counted
+            self._settled.set()
+            self._settled = asyncio.Event()
         return answer
+
+    async def _complete(self, prompt: Prompt, key: str, allow: Callable[[], None]) -> Completion:
+        while True:
+            settled = self._settled
+            try:
+                return await self.llm.complete(prompt, key, allow)
+            except _NotYetError:
+                await settled.wait()
 
     def _stored(self, prompt: Prompt, key: str, done: Completion) -> StoredAnswer:
         return StoredAnswer(
@@ -165,11 +177,12 @@ class PaidLlm:
             dollars=spent.dollars + (answer.dollars or 0.0),
         )
 
-    def _reserve(self, prompt: Prompt) -> float:
+    def _estimate(self, prompt: Prompt) -> float:
         """Dollars that the call may cost.
 
         Raises:
             StoppedError: the budget does not allow it; the run stops.
+            _NotYetError: it may allow it when calls in flight have ended.
         """
         budget = self._options.budget
         if budget is None:
@@ -182,7 +195,9 @@ class PaidLlm:
         tokens_in = (len(prompt.system) + len(prompt.user)) // CHARACTERS_PER_TOKEN
         tokens_out = self._options.max_tokens or GUESSED_COMPLETION
         estimate = self._options.dollars(tokens_in, tokens_out) or 0.0
-        if self.spent.dollars + self._reserved + estimate > budget:
+        if self.spent.dollars + sum(self._reserved.values()) + estimate > budget:
+            if self._reserved:
+                raise _NotYetError
             self._stop(
                 f"the budget of ${budget:g} is used up (${self.spent.dollars:.4f} spent, the next "
                 f"call may cost ${estimate:.4f}): raise --budget and run the command again to "

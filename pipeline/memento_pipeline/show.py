@@ -46,9 +46,10 @@ def summary(console: Console, outcome: Outcome, folder: Path) -> None:
     spent = outcome.spent
     if spent.answers:
         unknown = f" ({spent.unknown} answers without a usage report)" if spent.unknown else ""
+        cost = f", ${spent.dollars:.4f}" if spent.dollars else ""  # without prices it is unknown
         console.print(
             f"calls {spent.answers}, tokens in {spent.prompt_tokens:,}, out "
-            f"{spent.completion_tokens:,}{unknown}, ${spent.dollars:.4f}",
+            f"{spent.completion_tokens:,}{unknown}{cost}",
             highlight=False,
         )
     console.print(f"took {duration(done.seconds)}", highlight=False)

@@ -283,7 +283,7 @@ async def test_a_budget_stops_before_it_is_exceeded(tmp_path: Path) -> None:
                 *(paid.ask(prompt(number), Meter()) for number in range(400)),
                 return_exceptions=True,
             )
-        assert 0.05 < store.spent().dollars <= 0.1
+        assert 0.095 < store.spent().dollars <= 0.1  # used up, not only reserved
         stopped = [result for result in results if isinstance(result, StoppedError)]
         assert len(stopped) > 100
         assert "--budget" in str(stopped[0])
