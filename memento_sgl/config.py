@@ -19,7 +19,7 @@ DELIMITERS_GO = ("phi",)
 
 
 class MementoConfig(BaseModel):
-    """Options of a server; immutable. `semantics` in `docs/` defines what each one does."""
+    """Options of a server; immutable. `docs/semantics.md` defines each one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

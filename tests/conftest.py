@@ -20,6 +20,10 @@ TIE = 5e-4
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
+# Prompt ids, tokens to generate, per-request options.
+Job = tuple[list[int], int, dict[str, Any]]
+
+
 @dataclasses.dataclass
 class Served:
     """A running server with its oracle: the same weights in Hugging Face."""
@@ -34,8 +38,12 @@ class Served:
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=300)
 
-    def generate(self, ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
-        response = self.post("/generate", **request_body(ids, tokens, **options))
+    def generate(
+        self, ids: list[int], tokens: int, *, ignore_eos: bool = True, **options: Any
+    ) -> dict[str, Any]:
+        body = request_body(ids, tokens, **options)
+        body["sampling_params"]["ignore_eos"] = ignore_eos
+        response = self.post("/generate", **body)
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer
@@ -75,11 +83,23 @@ class Served:
             assert abs(measured - expected["peak_kv_tokens"]) <= 1, (measured, expected)
         return len(expected["evicted_spans"])
 
-    def verify_many(
-        self, jobs: list[tuple[list[int], int, dict[str, Any]]], concurrency: int
-    ) -> int:
+    def generate_many(
+        self, jobs: list[Job], concurrency: int, *, ignore_eos: bool = True
+    ) -> list[dict[str, Any]]:
         with ThreadPoolExecutor(concurrency) as pool:
-            answers = list(pool.map(lambda job: self.generate(job[0], job[1], **job[2]), jobs))
+            return list(
+                pool.map(
+                    lambda job: self.generate(job[0], job[1], ignore_eos=ignore_eos, **job[2]),
+                    jobs,
+                )
+            )
+
+    def verify_many(self, jobs: list[Job], concurrency: int, *, ignore_eos: bool = True) -> int:
+        """Generate and verify; returns the evictions seen."""
+        answers = self.generate_many(jobs, concurrency, ignore_eos=ignore_eos)
+        return self.verify_all(jobs, answers)
+
+    def verify_all(self, jobs: list[Job], answers: list[dict[str, Any]]) -> int:
         return sum(
             self.verify(ids, answer, **options)
             for (ids, _, options), answer in zip(jobs, answers, strict=True)
@@ -101,7 +121,7 @@ def request_body(ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
 
 def random_jobs(
     count: int, seed: int, *option_sets: dict[str, Any], longest: int = 200
-) -> list[tuple[list[int], int, dict[str, Any]]]:
+) -> list[Job]:
     """Random prompts (letters only) with random output lengths; options in turn."""
     from models import LETTERS, SPECIALS
 
@@ -119,12 +139,16 @@ def random_jobs(
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Builds each rigged random model once."""
+    """Builds each rigged random model once; "demo" is the embedded one."""
     from models import build_model
+
+    from memento_sgl.demo import MODEL_DIR
 
     root = tmp_path_factory.mktemp("models")
 
     def get(family: str) -> Path:
+        if family == "demo":
+            return MODEL_DIR
         folder = root / family
         return folder if folder.is_dir() else build_model(folder, family)
 

@@ -1,7 +1,7 @@
 """A task that needs mementos: a running total over groups of digits, modulo 100.
 
-    question   Total mod 100? a:372 b:91
-    thought    <|block_start|>a:372 00+3=03;03+7=10;10+2=12;<|block_end|>
+    question   Total mod 100? a372 b91
+    thought    <|block_start|>a372 00+3=03;03+7=10;10+2=12;<|block_end|>
                <|summary_start|>a=12<|summary_end|> ... b=22
     answer     The total is 22.
 
@@ -31,7 +31,7 @@ class Problem:
     @property
     def question(self) -> str:
         listed = " ".join(
-            f"{label}:{group}" for label, group in zip(LABELS, self.groups, strict=False)
+            f"{label}{group}" for label, group in zip(LABELS, self.groups, strict=False)
         )
         return f"Total mod 100? {listed}"
 
@@ -58,7 +58,7 @@ class Problem:
             for digit in map(int, group):
                 steps.append(f"{total:02d}+{digit}={(total + digit) % 100:02d};")
                 total = (total + digit) % 100
-            parts.append(f"<|block_start|>{label}:{group} {''.join(steps)}<|block_end|>")
+            parts.append(f"<|block_start|>{label}{group} {''.join(steps)}<|block_end|>")
             parts.append(f"<|summary_start|>{label}={after:02d}<|summary_end|>\n")
         parts.append(f"</think>\n{self.answer}")
         return "".join(parts)

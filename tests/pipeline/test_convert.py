@@ -234,7 +234,7 @@ def test_a_long_trace_costs_few_calls(tmp_path: Path) -> None:
     (row,) = result_of(tmp_path / "out")
     size = len(row["trace"]["thought"]) // 4  # tokens as the server counts them
     assert size > 9000
-    assert server.calls["all"] <= 12
+    assert server.calls["all"] <= 16  # for three times as many sentences as that trace has
     assert server.tokens.total() < 8 * size
 
 

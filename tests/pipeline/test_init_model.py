@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from memento_pipeline._pairs import MARKERS
 from memento_pipeline._weights import read_header, rewrite
-from memento_pipeline.assemble import MARKERS
 from memento_pipeline.init_model import Initialised, init_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

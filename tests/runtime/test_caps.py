@@ -18,9 +18,7 @@ from memento_sgl.request import RequestState
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7)
 VOCABULARY = 12
 SLOT = 3
-CONFIG = MementoConfig(
-    enable=True, mask_delimiters=False, max_block_tokens=3, max_summary_tokens=2
-)
+CONFIG = MementoConfig(enable=True, mask_delimiters=False, max_block_tokens=3, max_summary_tokens=2)
 TOKENS = st.integers(0, VOCABULARY - 1)
 
 

@@ -45,7 +45,10 @@ REFUSED = [
     (["--enable-memento", "--tokenizer-worker-num", "2"], "more than one tokenizer worker"),
     (["--enable-memento", "--pp-size", "2"], "pipeline parallelism"),
     (["--enable-memento", "--memento-config", '{"enable": tru'], "not valid JSON"),
-    (["--enable-memento", "--memento-config", '{"keep_blocks": 1}'], "unknown option 'keep_blocks'"),
+    (
+        ["--enable-memento", "--memento-config", '{"keep_blocks": 1}'],
+        "unknown option 'keep_blocks'",
+    ),
     (["--enable-memento", "--memento-config", '{"enable": false}'], "contradicts"),
     (["--enable-memento", "--memento-config", "/no/such/file"], "readable file"),
     (["--enable-memento", "--memento-keep-last-n-blocks", "x"], "not a number"),

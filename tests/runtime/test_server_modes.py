@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Served, random_jobs, request_body
+from conftest import Served, random_jobs
 
 pytestmark = pytest.mark.server
 
@@ -79,17 +78,9 @@ def test_restart_mode_without_overlap_in_a_pool_too_small(serve: Callable[..., S
 def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
     server = serve("pool", "qwen3", "--schedule-conservativeness", "0.1", pool=600)
 
-    def answer(job: tuple[list[int], int, dict[str, Any]]) -> dict[str, Any]:
-        body = request_body(job[0], job[1])
-        # Ignoring the end of sequence, SGLang would reserve the worst case and never retract.
-        body["sampling_params"]["ignore_eos"] = False
-        found: dict[str, Any] = server.post("/generate", **body).json()
-        return found
-
     jobs = random_jobs(16, 51, longest=260)
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(answer, jobs))
+    # With ignore_eos SGLang would reserve the worst case and never retract.
+    answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
     assert retractions(answers) > 0
-    checked = zip(jobs, answers, strict=True)
-    assert sum(server.verify(ids, answer) for (ids, _, _), answer in checked) > 5
+    assert server.verify_all(jobs, answers) > 5
     server.assert_all_slots_free()

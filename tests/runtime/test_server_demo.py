@@ -1,0 +1,163 @@
+"""The embedded model behind `memento serve`, asked through the real `openai` package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import Served
+
+from memento_sgl.demo.task import Problem, held_out
+
+pytestmark = pytest.mark.server
+
+# Sizes 2 to 32 blocks; a first look at the model's card tells how many of 310 it solves.
+PROBLEMS = held_out(16, sizes=range(2, 33, 2))
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Served]) -> Served:
+    # The template without a system prompt: this model was trained without one too.
+    return serve("demo", "demo", "--chat-template", "memento_nosys")
+
+
+@pytest.fixture(scope="module")
+def client(server: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
+
+
+def ask(client: openai.OpenAI, problem: Problem, **options: Any) -> Any:
+    return client.chat.completions.create(
+        model="demo", messages=problem.messages, temperature=0, max_tokens=2000, **options
+    )
+
+
+def prompt_of(server: Served, problem: Problem) -> list[int]:
+    text = server.tokenizer.apply_chat_template(
+        problem.messages, add_generation_prompt=True, tokenize=False
+    )
+    ids: list[int] = server.tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def record_of(answer: Any) -> dict[str, Any]:
+    (record,) = answer.model_extra["metadata"]["memento"]
+    found: dict[str, Any] = record
+    return found
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_tokens_equal_the_oracle(server: Served, concurrency: int) -> None:
+    problems = PROBLEMS if concurrency > 1 else PROBLEMS[:3]
+    jobs = [(prompt_of(server, problem), 1200, {}) for problem in problems]
+    evictions = server.verify_many(jobs, concurrency, ignore_eos=False)
+    assert evictions >= 0.9 * sum(len(problem.groups) for problem in problems)
+    server.assert_all_slots_free()
+
+
+def test_chat_solves_problems_and_tells_what_was_evicted(
+    server: Served, client: openai.OpenAI
+) -> None:
+    right = 0
+    for problem in PROBLEMS[::3]:
+        answer = ask(client, problem)
+        record = record_of(answer)
+        right += answer.choices[0].message.content.endswith(problem.answer)
+        assert record["blocks"] == len(record["evicted_spans"]) == len(problem.groups)
+        assert record["peak_kv_tokens"] < record["peak_kv_tokens_without"]
+        assert record["peak_kv_tokens_without"] == answer.usage.total_tokens - 1
+    assert right >= 5
+
+
+def test_a_stream_gives_the_same_text_and_record(client: openai.OpenAI) -> None:
+    whole = ask(client, PROBLEMS[2])
+    text, metadata = "", None
+    for chunk in ask(client, PROBLEMS[2], stream=True):
+        extra = (chunk.model_extra or {}).get("metadata")
+        if chunk.choices and chunk.choices[0].delta.content:
+            text += chunk.choices[0].delta.content
+            assert metadata is None
+        metadata = extra or metadata
+    assert text == whole.choices[0].message.content
+    assert metadata == {"memento": [record_of(whole)]}
+
+
+async def test_the_async_client_streams_several_choices(server: Served) -> None:
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
+    stream = await ask(client, PROBLEMS[1], stream=True, n=2)  # type: ignore[arg-type]
+    records = [
+        chunk.model_extra["metadata"]["memento"]
+        async for chunk in stream
+        if (chunk.model_extra or {}).get("metadata")
+    ]
+    assert len(records) == 2
+    assert records[0] == records[1]
+
+
+def test_completions(server: Served, client: openai.OpenAI) -> None:
+    prompt = server.tokenizer.decode(prompt_of(server, PROBLEMS[0]))
+    options: dict[str, Any] = {
+        "model": "demo", "prompt": prompt, "temperature": 0, "max_tokens": 400
+    }  # fmt: skip
+    whole = client.completions.create(**options)
+    record = record_of(whole)
+    assert len(record["evicted_spans"]) == len(PROBLEMS[0].groups)
+    chunks = list(client.completions.create(**options, stream=True))
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
+    assert record_of(chunks[-1]) == record
+
+
+def test_a_request_may_turn_eviction_off_or_keep_blocks(client: openai.OpenAI) -> None:
+    def with_options(**options: Any) -> Any:
+        body = {"custom_params": {"memento": options}}
+        return ask(client, PROBLEMS[1], extra_body=body)
+
+    assert (with_options(enable=False).model_extra or {}).get("metadata") is None
+    kept = record_of(with_options(keep_last_n_blocks=-1))
+    assert kept["blocks"]
+    assert kept["evicted_spans"] == []
+    one = record_of(with_options(keep_last_n_blocks=1))
+    assert len(one["evicted_spans"]) == one["blocks"] - 1
+
+
+def test_nonsense_is_a_400_and_the_server_goes_on(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="unknown option 'keep'"):
+        ask(client, PROBLEMS[0], extra_body={"custom_params": {"memento": {"keep": 1}}})
+    with pytest.raises(openai.BadRequestError, match="unknown option 'keep'"):
+        list(
+            ask(client, PROBLEMS[0], extra_body={"custom_params": {"memento": {"keep": 1}}},
+                stream=True)
+        )  # fmt: skip
+    assert ask(client, PROBLEMS[0]).choices[0].message.content
+
+
+def test_a_dropped_system_message_is_logged(server: Served, client: openai.OpenAI) -> None:
+    before = server.log.read_text().count("drops the system message")
+    plain = ask(client, PROBLEMS[0])
+    assert server.log.read_text().count("drops the system message") == before
+    messages = [{"role": "system", "content": "Be brief."}, *PROBLEMS[0].messages]
+    answer = client.chat.completions.create(
+        model="demo", messages=messages, temperature=0, max_tokens=2000  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert server.log.read_text().count("drops the system message") == before + 1
+
+
+def test_native_stream_ends_with_the_record(server: Served) -> None:
+    body = {
+        "text": server.tokenizer.decode(prompt_of(server, PROBLEMS[0])),
+        "sampling_params": {"temperature": 0, "max_new_tokens": 400},
+        "stream": True,
+    }
+    records = []
+    with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=120) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                records.append(json.loads(line[6:])["meta_info"].get("memento"))
+    assert records[-1] is not None
+    assert records[:-1] == [None] * (len(records) - 1)
