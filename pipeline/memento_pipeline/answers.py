@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from memento_pipeline.llm import Schema
+from memento_pipeline.wire import Schema
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import TypeVar
 
 from memento_pipeline.answers import Parsed
-from memento_pipeline.llm import Prompt
 from memento_pipeline.paid import Meter, PaidLlm
+from memento_pipeline.wire import Prompt
 from memento_sgl.errors import AnswerError
 
 T = TypeVar("T")

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.llm import Completion, Llm, Prompt
+from memento_pipeline.llm import Llm
 from memento_pipeline.records import Usage
 from memento_pipeline.schema import Spent, StoredAnswer
 from memento_pipeline.store import Store
+from memento_pipeline.wire import Completion, Prompt
 from memento_sgl.errors import ConfigError, StoppedError
 
 N = TypeVar("N", int, float)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from memento_pipeline.answers import JUDGEMENTS, SCORES, neutralise
-from memento_pipeline.llm import Prompt
 from memento_pipeline.records import Sentences
+from memento_pipeline.wire import Prompt
 from memento_sgl.templates import template_path
 
 TEMPLATES = (

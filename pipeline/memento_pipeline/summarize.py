@@ -14,10 +14,10 @@ from pydantic import Field
 
 from memento_pipeline.answers import Judgement, Parsed, parse_judgements, parse_mementos
 from memento_pipeline.asking import all_of, ask_items
-from memento_pipeline.llm import Prompt
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.prompts import BlockView, memento_prompt, nonce_for
 from memento_pipeline.records import Attempt, Block, Memento, Record, Trace
+from memento_pipeline.wire import Prompt
 
 T = TypeVar("T")
 Check = Callable[[str, str], tuple[str, ...]]

@@ -16,9 +16,10 @@ from memento_pipeline.answers import SCORES, parse_scores
 from memento_pipeline.asking import ask_items
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.limits import RateLimit, Slot, Slots, backoff, retry_after
-from memento_pipeline.llm import Completion, Llm, Prompt
+from memento_pipeline.llm import Llm
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.store import Store
+from memento_pipeline.wire import Completion, Prompt
 
 from memento_sgl.errors import (
     AnswerError,
