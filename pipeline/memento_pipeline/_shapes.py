@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from memento_pipeline._pairs import outside, pairs
 from memento_pipeline.escape import unescape
 from memento_pipeline.records import Span, Trace
 from memento_pipeline.split import is_boundary
@@ -29,9 +29,6 @@ ROLES: dict[str, tuple[str, ...]] = {
 _BARE_THOUGHT = ("cot", "full_cot")  # columns that hold a thought even without tags
 _USER = ("user", "human")
 _ASSISTANT = ("assistant", "gpt")
-_BLOCK = re.compile(
-    r"<\|block_start\|>(.*?)<\|block_end\|>\s*<\|summary_start\|>(.*?)<\|summary_end\|>", re.DOTALL
-)
 
 
 class RowError(Exception):
@@ -106,7 +103,7 @@ def _text(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str, Text
     thought = row[column]
     if not isinstance(problem, str) or not isinstance(thought, str):
         raise RowError(f"problem and {column} must be text")
-    if "<|block_start|>" in thought and "<|summary_start|>" in thought:
+    if any(pairs(thought)):
         return "openmementos", _from_blocks(problem, thought)
     bare = column in _BARE_THOUGHT or column == columns.get("thought")
     text = _from_tags(problem, thought, bare=bare)
@@ -139,7 +136,7 @@ def _from_turns(turns: Any) -> Text:
     answer = _content(spoken[0])
     if isinstance(reasoning := spoken[0].get("reasoning_content"), str) and reasoning:
         text = Text(problem, reasoning, answer, closed=True)
-    elif "<|block_start|>" in answer and "<|summary_start|>" in answer:
+    elif any(pairs(answer)):
         text = _from_blocks(problem, answer)
     else:
         text = _from_tags(problem, answer, bare=False)
@@ -170,7 +167,8 @@ def _content(turn: Mapping[str, Any]) -> str:
 
 
 def _from_blocks(problem: str, text: str) -> Text:
-    """An OpenMementos response: the blocks joined are the thought.
+    """An OpenMementos response: the blocks joined are the thought. Text with markers but without
+    a single complete pair is no such row: there the markers are words, and are escaped.
 
     Rows of other writers have lost the white space between blocks; where two sentences would be
     glued together, a newline stands in and is counted in the notes.
@@ -180,18 +178,16 @@ def _from_blocks(problem: str, text: str) -> Text:
     thought = ""
     spans: list[Span] = []
     mementos: list[str] = []
-    outside, lost, end = "", 0, 0
-    for match in _BLOCK.finditer(body):
-        outside += body[end : match.start()]
-        block = unescape(match[1])
+    lost = 0
+    for pair in pairs(body):
+        block = unescape(pair.block)
         if not is_boundary(thought, block) and not block[:1].isspace():
             thought, lost = thought + "\n", lost + 1
             spans[-1] = Span(spans[-1].start, len(thought))
         spans.append(Span(len(thought), len(thought) + len(block)))
         thought += block
-        mementos.append(unescape(match[2]).strip("\n"))
-        end = match.end()
-    if (outside + body[end:]).strip():
+        mementos.append(unescape(pair.memento).strip("\n"))
+    if outside(body).strip():
         raise RowError("an OpenMementos row with text outside its blocks and mementos")
     notes = {"separators_lost": lost} if lost else {}
     return Text(

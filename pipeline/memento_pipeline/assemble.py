@@ -12,24 +12,24 @@ outside the markers. Marker-like text of the input is escaped (see `escape`).
 
 from __future__ import annotations
 
-import re
 from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from memento_pipeline._pairs import (
+    BLOCK_END,
+    BLOCK_START,
+    SUMMARY_END,
+    SUMMARY_START,
+    outside,
+    pairs,
+)
 from memento_pipeline.escape import escape, special_count
 from memento_pipeline.records import Converted, Record, Row, Status
 from memento_pipeline.tokens import TokenCounter, count
 from memento_sgl.errors import DataError
 
 THINK, END_THINK = "<think>", "</think>"
-BLOCK_START, BLOCK_END = "<|block_start|>", "<|block_end|>"
-SUMMARY_START, SUMMARY_END = "<|summary_start|>", "<|summary_end|>"
-MARKERS = (BLOCK_START, BLOCK_END, SUMMARY_START, SUMMARY_END)
-
-_PAIR = re.compile(
-    r"<\|block_start\|>(.*?)<\|block_end\|>\s*<\|summary_start\|>(.*?)<\|summary_end\|>", re.DOTALL
-)
 
 
 class AssembleOptions(Record):
@@ -106,22 +106,22 @@ def parse_response(response: str) -> Parsed:
     """Blocks, mementos and answer of a response, whatever surrounds them."""
     _, opened, rest = response.partition(THINK)
     body, closing, answer = (rest if opened else response).partition(END_THINK)
-    pairs = list(_PAIR.finditer(body))
+    found = list(pairs(body))
     return Parsed(
-        tuple(pair[1] for pair in pairs),
-        tuple(pair[2] for pair in pairs),
-        _PAIR.sub("", body).strip(),
+        tuple(pair.block for pair in found),
+        tuple(pair.memento for pair in found),
+        outside(body).strip(),
         answer if closing else None,
     )
 
 
 def _response(blocks: list[str], mementos: list[str], answer: str) -> str:
-    pairs = "".join(
+    thought = "".join(
         f"{BLOCK_START}{escape(block)}{BLOCK_END}\n{SUMMARY_START}{escape(memento)}{SUMMARY_END}\n"
         for block, memento in zip(blocks, mementos, strict=True)
     )
     gap = "" if not answer or answer[0].isspace() else "\n\n"
-    return f"{THINK}\n{pairs}{END_THINK}{gap}{escape(answer)}"
+    return f"{THINK}\n{thought}{END_THINK}{gap}{escape(answer)}"
 
 
 def _fitting(

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memento_pipeline._checkpoint import Checkpoint, Names, open_checkpoint
+from memento_pipeline._pairs import MARKERS
 from memento_pipeline._weights import FLOATS, Matrix, read_row
-from memento_pipeline.assemble import MARKERS
 from memento_pipeline.chat import load_template
 from memento_sgl.errors import ConfigError, DataError
 

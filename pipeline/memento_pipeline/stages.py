@@ -63,8 +63,10 @@ class Stages:
         """Carry out a stage; `done` holds the results of those before it."""
         if stage == "split":
             # Threads, so that a long trace does not hold up the answers of the others.
-            ends = [block.end for block in trace.given_blocks] if self._keeps(trace) else []
-            return await asyncio.to_thread(split, trace.thought, self._counter, ends)
+            if self._keeps(trace):
+                ends = [block.end for block in trace.given_blocks]
+                return await asyncio.to_thread(split, trace.thought, self._counter, ends)
+            return await asyncio.to_thread(split, trace.thought, self._counter)
         sentences = done["split"]
         assert isinstance(sentences, Sentences)
         if stage == "score":

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memento_pipeline._files import list_files, read_rows
+from memento_pipeline._pairs import MARKERS
 from memento_pipeline._shapes import RowError
-from memento_pipeline.assemble import END_THINK, MARKERS, THINK, parse_response
+from memento_pipeline.assemble import END_THINK, THINK, parse_response
 from memento_sgl.config import MementoConfig
 from memento_sgl.machine import BlockMachine
 from memento_sgl.markers import MarkerIds
