@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from memento_pipeline.cli_options import build
+from memento_pipeline import commands
+from memento_pipeline.cli_options import PARTS, build
 from memento_pipeline.convert import Exit
 from memento_pipeline.store import Store
 from scenes import result_of, serving, write_traces
@@ -75,6 +79,7 @@ def test_every_option_of_the_records_can_be_given() -> None:
         (["--window", "0"], "--window"),
         (["--extra-body", "[]"], "JSON object"),
         (["--tokenizer", "/nowhere"], "no tokenizer"),
+        (["--ray", "2", "--redo", "split"], "--ray goes with neither"),
         (["--budget", "1", "--model", "m", "--base-url", "http://h/v1"], "--price-in"),
     ],
 )
@@ -85,6 +90,84 @@ def test_usage_errors_say_what_to_change(
     assert result.exit_code == Exit.USAGE, result.output
     assert said in re.sub(r"\s+", " ", result.output)
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("option", ["--tokenizer", "--train-tokenizer", "--chat-template"])
+def test_missing_files_are_found_before_anything_is_paid(
+    traces: Path, tmp_path: Path, option: str
+) -> None:
+    with serving() as server:
+        where = ["--model", "canned", "--base-url", server.url]
+        result = memento("convert", traces, "--out", tmp_path / "w", *where, option, "/nowhere")
+    assert result.exit_code == Exit.USAGE, result.output
+    assert server.calls["all"] == 0
+    assert not (tmp_path / "w").exists()
+
+
+def test_every_field_of_the_options_has_an_option() -> None:
+    given = set(inspect.signature(commands.convert).parameters)
+    internal = {"backoff", "most_backoff", "strict_max", "columns"}  # columns: --column
+    for kind, renamed in PARTS.values():
+        names = {field.name for field in fields(kind)} if is_dataclass(kind) else kind.model_fields
+        assert {renamed.get(name, name) for name in names} - internal <= given
+
+
+def test_an_endpoint_that_is_not_there_is_diagnosed(traces: Path, tmp_path: Path) -> None:
+    where = ["--model", "m", "--base-url", "http://127.0.0.1:9/v1"]
+    result = memento("convert", traces, "--out", tmp_path, *where)
+    assert result.exit_code == Exit.STOPPED
+    assert "cannot be reached" in re.sub(r"\s+", " ", result.output)
+    assert "--resume" in result.output
+    assert result_of(tmp_path) == []
+
+
+def test_a_preview_does_not_limit_the_folder(traces: Path, tmp_path: Path) -> None:
+    assert memento("convert", traces, "--out", tmp_path, "--preview", 1).exit_code == 0
+    assert len(result_of(tmp_path)) == 1
+    assert memento("convert", "--out", tmp_path, "--resume").exit_code == 0
+    assert len(result_of(tmp_path)) == TRACES
+    assert memento("convert", traces, "--out", tmp_path / "b", "--limit", 2).exit_code == 0
+    assert memento("convert", "--out", tmp_path / "b", "--resume").exit_code == 0
+    assert len(result_of(tmp_path / "b")) == 2
+
+
+def test_a_merged_folder_can_be_resumed(traces: Path, tmp_path: Path) -> None:
+    parts = [tmp_path / "one", tmp_path / "two"]
+    for number, part in enumerate(parts, 1):
+        assert memento("convert", traces, "--out", part, "--shard", f"{number}/2").exit_code == 0
+    merged = tmp_path / "merged"
+    assert memento("merge", *parts, "--out", merged).exit_code == 0
+    assert memento("convert", traces, "--out", tmp_path / "whole").exit_code == 0
+    for name in ("default", "full", "extras"):
+        rows = [(tmp_path / f / name / "train.jsonl").read_bytes() for f in ("merged", "whole")]
+        assert rows[0] == rows[1]
+    resumed = memento("convert", "--out", merged, "--resume")
+    assert resumed.exit_code == 0, resumed.output
+
+
+def test_a_full_disk_is_explained(traces: Path, tmp_path: Path) -> None:
+    memento_script = f"{sys.executable} -m memento_sgl.cli"
+    arguments = f"convert {traces} --out {tmp_path}"
+    script = f"trap '' XFSZ; ulimit -f 60; exec {memento_script} {arguments}"  # blocks of 1 KiB
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.STOPPED, done.stderr
+    assert "Free disk space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert memento("convert", "--out", tmp_path, "--resume").exit_code == 0
+    assert len(result_of(tmp_path)) == TRACES
+
+
+def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "memento-sgl":
+            return "1"
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("memento_sgl.commands.version", version)
+    result = memento("doctor")
+    assert result.exit_code == 1
+    assert "pip install 'memento-sgl[serve]'" in result.output
+    assert "pipeline" in result.output
 
 
 def test_missing_input(tmp_path: Path) -> None:
