@@ -36,18 +36,15 @@ class Checkpoint:
     """Where the matrices of the vocabulary are.
 
     Attributes:
-        roles: "input", "output" and "bias" to the tensors; of a tied model all copies are inputs.
+        roles: "input", "output" and "bias" to the tensors that hold them.
     """
 
     def __init__(self, files: list[Path], metadata: Mapping[str, Any], names: Names) -> None:
         self._metadata = metadata
         self._headers = {file: read_header(file) for file in files}
         inputs = self._find(names, names.inputs)
-        outputs = self._find(names, names.outputs)
-        if names.tied:
-            known = {place.name for place in inputs}
-            inputs += [place for place in outputs if place.name not in known]
-            outputs = []
+        # A tied parameter has both names in the model, so all its stored copies are inputs.
+        outputs = [] if names.tied else self._find(names, names.outputs)
         self.roles = {"input": inputs, "output": outputs, "bias": self._find(names, names.bias)}
         if not inputs or not (outputs or names.tied):
             wanted = names.outputs if inputs else names.inputs

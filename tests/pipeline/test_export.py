@@ -15,7 +15,7 @@ from memento_pipeline.assemble import AssembleOptions, assemble_row, parse_respo
 from memento_pipeline.chat import ChatTemplate, load_template
 from memento_pipeline.escape import unescape
 from memento_pipeline.export import ExportOptions, write_outputs
-from memento_pipeline.records import Converted, Rejected, Status, Usage
+from memento_pipeline.records import Attempt, Converted, Rejected, Status, Usage
 from memento_pipeline.stats import Stats
 from memento_pipeline.tokenize import RowTokenizer
 from memento_pipeline.tokens import ApproxCounter
@@ -280,6 +280,29 @@ def test_card_and_sums(done: list[Converted], tmp_path: Path) -> None:
     assert f"{stats['memento_ratio']:.3f}" in body
     assert "unknown / unknown" in body
     assert "- 1: too short: N of at least N tokens" in body
+
+
+def test_pass_rates_count_from_the_first_attempt(done: list[Converted]) -> None:
+    scores = [(3.0, 9.0), (8.0, 8.0), (5.0, 7.5)]
+    mementos = [
+        memento.model_copy(
+            update={
+                "judge_score": last,
+                "history": (
+                    Attempt(text="a", judge_score=first),
+                    Attempt(text="b", judge_score=last),
+                ),
+            }
+        )
+        for memento, (first, last) in zip(done[0].mementos, scores, strict=False)
+    ]
+    judged = done[0].model_copy(update={"mementos": (*mementos, *done[0].mementos[3:])})
+    stats = Stats("approx-1")
+    stats.add(judged, assemble_row(judged, COUNTER))
+    summary = stats.summary()
+    assert summary["judged"] == 3 < summary["blocks"]
+    assert summary["pass_rate_first"] == pytest.approx(1 / 3)
+    assert summary["pass_rate"] == pytest.approx(2 / 3)
 
 
 def test_sums_keep_unknown_apart_from_zero(done: list[Converted]) -> None:

@@ -272,6 +272,15 @@ def test_histograms_lose_no_value() -> None:
     assert chart is not None
     assert sum(int(bar.label.rpartition(": ")[2]) for bar in chart.bars) == values.count
     assert all(bar.x + bar.width <= chart.width and bar.y >= 0 for bar in chart.bars)
+    labels = [bar.label for bar in chart.bars]
+    assert labels == ["0-2,500 tokens: 7", "50,000-52,500 tokens: 1"]
+    small = Distribution()
+    for value in (1, 1, 11):
+        small.add(value)
+    chart = histogram("t", "blocks", [("", small)])
+    assert chart is not None
+    assert [bar.label for bar in chart.bars] == ["1 blocks: 2", "11 blocks: 1"]
+    assert chart.bars[0].height == 2 * chart.bars[1].height
     assert histogram("t", "tokens", [("", Distribution())]) is None
     assert (values.quantile(0.5), values.quantile(1.0)) == (5, 50_000)
     assert Distribution().mean is Distribution().share(1) is Distribution().quantile(0.5) is None
