@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from memento_pipeline.schema import Spent
 
@@ -32,7 +34,7 @@ class View(NamedTuple):
 
 
 class Display:
-    """A live line on a terminal, else a line every ten seconds; both on stderr.
+    """A bar with a line below on a terminal, else a line every ten seconds; both on stderr.
 
     Args:
         total: rows to come, None when unknown.
@@ -47,37 +49,39 @@ class Display:
         self._console = console or Console(stderr=True)
         self._started = time.monotonic()
         self._spent_before = look().spent
-        self._live = self._console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("traces"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}"),
             console=self._console,
         )
-        self._task = self._progress.add_task("traces", total=total, text="")
+        self._task = self._progress.add_task("traces", total=total)
+        self._live = Live(console=self._console, auto_refresh=False)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
-        if self._live:
-            self._progress.start()
-        try:
+        if not self._console.is_terminal:
             while True:
-                await asyncio.sleep(LIVE_INTERVAL if self._live else PLAIN_INTERVAL)
-                self.show()
-        finally:
-            if self._live:
-                self.show()
-                self._progress.stop()
+                await asyncio.sleep(PLAIN_INTERVAL)
+                self.print()
+        with self._live:
+            try:
+                while True:
+                    await asyncio.sleep(LIVE_INTERVAL)
+                    self.draw()
+            finally:
+                self.draw()
 
-    def show(self) -> None:
+    def draw(self) -> None:
         view = self._look()
-        if self._live:
-            self._progress.update(self._task, completed=view.rows, text=self.line(view))
-        else:
-            total = "?" if self._total is None else str(self._total)
-            print(f"traces {view.rows}/{total}  {self.line(view)}", file=sys.stderr, flush=True)
+        self._progress.update(self._task, completed=view.rows)
+        self._live.update(Group(self._progress, Text(self.line(view))), refresh=True)
+
+    def print(self) -> None:
+        view = self._look()
+        total = "?" if self._total is None else str(self._total)
+        print(f"traces {view.rows}/{total}  {self.line(view)}", file=sys.stderr, flush=True)
 
     def line(self, view: View) -> str:
         """One line: states, time to go, tokens and dollars so far and projected."""

@@ -34,6 +34,7 @@ from memento_sgl.errors import (
 log = logging.getLogger(__name__)
 
 MOST_FAILED_IN_A_ROW = 25
+MOST_REASONS = 1000  # different ones that are counted; the store has them all
 
 Source = Generator[tuple[int, Trace | Rejected], None, None]
 """Rows in input order, each with its number."""
@@ -181,7 +182,7 @@ class Runner:
     async def _reject(self, row: Rejected) -> None:
         await self._store.reject(row)
         self.seen["rejected"] += 1
-        self.reasons[row.reason] += 1
+        self._count(row.reason)
 
     async def _admit(self, trace: Trace, ordinal: int) -> Trace | None:
         """The trace under its final id, or None when there is nothing to do."""
@@ -234,8 +235,12 @@ class Runner:
         await self._store.finish(trace.id, status, reason)
         self.seen[status.value] += 1
         if reason is not None:
-            self.reasons[reason] += 1
+            self._count(reason)
             log.info("trace left out", extra={"trace": trace.id, "reason": reason})
+
+    def _count(self, reason: str) -> None:
+        known = reason in self.reasons or len(self.reasons) < MOST_REASONS
+        self.reasons[reason if known else "other reasons"] += 1
 
 
 def total_usage(parts: Sequence[Usage]) -> Usage:

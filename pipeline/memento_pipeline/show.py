@@ -17,6 +17,7 @@ from memento_pipeline.progress import duration
 from memento_pipeline.records import Converted
 
 MOST_REASONS = 8
+LONGEST_REASON = 150  # characters
 
 
 def problem(console: Console, text: str) -> None:
@@ -40,9 +41,10 @@ def summary(console: Console, outcome: Outcome, folder: Path) -> None:
     if not_ready := done.seen.get("not_ready"):
         problem(console, f"{not_ready} traces lack the stage before this one: run that first")
     for reason, count in done.reasons.most_common(MOST_REASONS):
-        console.print(f"  {count} x {escape(reason)}", highlight=False)
+        line = " ".join(reason.split())[:LONGEST_REASON]
+        console.print(f"  {count} x {escape(line)}", highlight=False)
     if (more := len(done.reasons) - MOST_REASONS) > 0:
-        console.print(f"  and {more} other reasons: see {escape(str(folder))}/log.jsonl")
+        console.print(f"  and {more} other reasons: see {escape(str(folder))}/rejected.jsonl")
     spent = outcome.spent
     if spent.answers:
         unknown = f" ({spent.unknown} answers without a usage report)" if spent.unknown else ""

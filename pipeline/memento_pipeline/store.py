@@ -222,7 +222,7 @@ class Store:
             "SELECT file, row, reason, excerpt, id FROM rejected ORDER BY file, row"
         )
         names = ("file", "row", "reason", "excerpt", "id")
-        for row in rows.fetchall():
+        for row in rows:
             yield Rejected(**dict(zip(names, row, strict=True)))
 
     def counts(self) -> dict[str, int]:
