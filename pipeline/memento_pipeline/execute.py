@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 
 from memento_pipeline import show
+from memento_pipeline.build_options import build
 from memento_pipeline.chat import load_template
-from memento_pipeline.cli_options import build
 from memento_pipeline.convert import Exit, rows, run_stages
 from memento_pipeline.export import write_outputs
 from memento_pipeline.merge import merge as merge_folders

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from memento_pipeline import commands
-from memento_pipeline.cli_options import PARTS, build
+from memento_pipeline.build_options import PARTS, build
 from memento_pipeline.convert import Exit
 from memento_pipeline.store import Store
 from scenes import result_of, serving, write_traces
