@@ -14,6 +14,7 @@ from math import isfinite
 from time import time
 
 WINDOW = 60.0
+TROUBLE = 5  # failures in a row; then an endpoint is tried with one request at a time, after a pause
 
 
 class RateLimit:
@@ -55,7 +56,7 @@ class Slot:
     """The adaptive limit of one endpoint.
 
     Until the endpoint has answered once, one request at a time goes there: a wrong key or address
-    costs one call, however many are waiting.
+    costs one call, however many are waiting. So it is again after a row of failures.
     """
 
     def __init__(self, most: int) -> None:
@@ -64,6 +65,7 @@ class Slot:
         self.in_flight = 0
         self.proven = False
         self.paused_until = 0.0
+        self._failures = 0  # in a row
         self._last_cut = float("-inf")
 
     def room(self, now: float) -> bool:
@@ -73,6 +75,7 @@ class Slot:
     def succeeded(self) -> None:
         """More room: one place or a twentieth more for each full round of successes."""
         self.proven = True
+        self._failures = 0
         self.limit = min(self.most, self.limit + max(1 / self.limit, 0.05))
 
     def overloaded(self, sent: float, now: float) -> None:
@@ -80,6 +83,13 @@ class Slot:
         if sent >= self._last_cut:
             self.limit = max(1.0, self.limit / 2)
             self._last_cut = now
+
+    def failed(self, now: float, base: float, most: float) -> None:
+        """A dead endpoint fails at once and so always has room: it must not attract the work."""
+        self._failures += 1
+        if self._failures >= TROUBLE:
+            self.proven = False
+            self.pause(now + backoff(self._failures, base, most))
 
     def pause(self, until: float) -> None:
         self.paused_until = max(self.paused_until, until)

@@ -26,7 +26,7 @@ from memento_sgl.errors import EndpointError, RefusedError, StoppedError
 
 log = logging.getLogger(__name__)
 
-FAILURES_IN_A_ROW = 20
+FAILURES_IN_A_ROW = 10
 OVERLOADS_PER_RETRY = 10  # "too many requests" is no fault of the request: more patience
 
 
@@ -184,6 +184,8 @@ class Llm:
         self._failures += 1
         if outcome.overload:
             server.slot.overloaded(sent, now)
+        else:
+            server.slot.failed(now, self.options.backoff, self.options.most_backoff)
         if outcome.wait is not None:
             if outcome.wait > self.options.give_up_after:
                 self.stop(_down(server, f"it asks to wait {outcome.wait:.0f} s"))

@@ -205,6 +205,18 @@ async def test_several_endpoints_share_the_work() -> None:
         assert max(one.peak, two.peak) <= FAST.concurrency
 
 
+async def test_work_moves_away_from_an_endpoint_that_dies() -> None:
+    options = FAST.model_copy(update={"retries": 3, "backoff": 0.05, "most_backoff": 1.0})
+    async with FaultServer(latency=0.05) as alive, AsyncExitStack() as running:
+        dying = await running.enter_async_context(FaultServer())
+        async with Llm([at(dying), at(alive)], options) as llm:
+            await asyncio.gather(*(complete(llm, number) for number in range(20)))
+            assert dying.calls["all"] > 0
+            await running.aclose()
+            await asyncio.gather(*(complete(llm, number) for number in range(20, 220)))
+    assert llm.retries < 60
+
+
 async def test_rates_per_minute_hold() -> None:
     options = FAST.model_copy(update={"requests_per_minute": 600.0})
     started = time.monotonic()
