@@ -14,7 +14,7 @@ from math import isfinite
 from time import time
 
 WINDOW = 60.0
-TROUBLE = 5  # failures in a row; then an endpoint is tried with one request at a time, after a pause
+TROUBLE = 5  # failures in a row, after which an endpoint pauses and is asked one by one
 
 
 class RateLimit:
