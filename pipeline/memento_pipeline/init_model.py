@@ -32,6 +32,7 @@ from memento_sgl.errors import ConfigError, DataError
 IM_START = "<|im_start|>"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _INDEX = ".index.json"
+_PROBE = "The block starts here:\n\n  x = 12345 (it's) \\frac{1}{2} ≤ été 数学\tdef f(): pass\n"
 
 
 class Initialised(NamedTuple):
@@ -98,7 +99,8 @@ def init_model(
         marker: [str(piece) for piece in tokenizer.convert_ids_to_tokens(tokens)]
         for marker, tokens in related.items()
     }
-    return Initialised(ids, pieces, rows, after, names.tied, _notes(tokenizer, chat))
+    notes = (*_markup_notes(tokenizer, chat), *_reading_notes(tokenizer, source))
+    return Initialised(ids, pieces, rows, after, names.tied, notes)
 
 
 def _transformers() -> Any:
@@ -270,14 +272,24 @@ def _new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def _notes(tokenizer: Any, chat: str) -> tuple[str, ...]:
-    if IM_START in chat and tokenizer.convert_tokens_to_ids(IM_START) in (
-        None,
-        tokenizer.unk_token_id,
-    ):
-        return (
+def _markup_notes(tokenizer: Any, chat: str) -> Iterator[str]:
+    unknown = (None, tokenizer.unk_token_id)
+    if IM_START in chat and tokenizer.convert_tokens_to_ids(IM_START) in unknown:
+        yield (
             f"note: the chat template uses {IM_START}, which is not one token of this tokenizer: "
             "give --template a file with the model's own markup, and serve with "
-            "--memento-require-assistant-section false",
+            "--memento-require-assistant-section false"
         )
-    return ()
+
+
+def _reading_notes(tokenizer: Any, source: Path) -> Iterator[str]:
+    """transformers may rebuild a tokenizer by the rules of its class, whatever the file says."""
+    from tokenizers import Tokenizer
+
+    if (file := source / "tokenizer.json").is_file():
+        plain = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
+        if list(plain) != list(tokenizer.encode(_PROBE, add_special_tokens=False)):
+            yield (
+                f"note: transformers reads this tokenizer as {type(tokenizer).__name__}, which "
+                f"cuts text differently from {file}: the new checkpoint has what transformers read"
+            )

@@ -20,9 +20,12 @@ from memento_pipeline.escape import escape, special_count, unescape
 from memento_pipeline.export import write_outputs
 from memento_pipeline.read import ReadOptions, read_traces
 from memento_pipeline.records import Converted, Status, Trace
+from memento_pipeline.results import converted
+from memento_pipeline.store import Store
 from memento_pipeline.tokens import ApproxCounter, count
 from memento_pipeline.validate import validate_row
 from rows import HOSTILE, convert, trace
+from scenes import options, run, serving
 
 from memento_sgl.errors import DataError
 
@@ -177,6 +180,22 @@ def test_rows_are_cut_and_summarised_again(
     for new, old in zip(kept, done, strict=True):
         assert new.segmentation == old.segmentation
         assert new.mementos == old.mementos
+
+
+def test_kept_blocks_cost_no_grading(done: list[Converted], tmp_path: Path) -> None:
+    write_outputs(tmp_path, done, COUNTER)
+    keep = ReadOptions(min_tokens=20, keep_blocks=True)
+    with serving() as server:
+        made = options(tmp_path / "w", tmp_path / "default/train.jsonl", server.url, read=keep)
+        run(made)
+    assert server.calls["score"] == 0
+    assert server.calls["summarize"] == len(done)
+    with Store(tmp_path / "w", create=False) as store:
+        again = list(converted(store))
+    assert [one.segmentation.blocks for one in again] == [  # type: ignore[union-attr]
+        one.segmentation.blocks
+        for one in done  # type: ignore[union-attr]
+    ]
 
 
 FOREIGN = (

@@ -208,6 +208,19 @@ def test_tied_model_that_stores_both(tmp_path: Path) -> None:
     assert torch.equal(new["lm_head.weight"], new["model.embed_tokens.weight"])
 
 
+def test_notes_on_what_may_surprise(tmp_path: Path) -> None:
+    qwen2 = build(tmp_path / "qwen2", "qwen2-padded")
+    notes = init_model(qwen2, tmp_path / "a").notes
+    assert len(notes) == 1  # this class has rules of its own for cutting text
+    assert "cuts text differently" in notes[0]
+    source = build(tmp_path / "src", "qwen3-tied")
+    assert init_model(source, tmp_path / "b").notes == ()
+    plain = json.loads((source / "tokenizer.json").read_text().replace("<|im_start|>", "<|x|>"))
+    (source / "tokenizer.json").write_text(json.dumps(plain))
+    markup = init_model(source, tmp_path / "c").notes
+    assert any("--template" in note for note in markup)
+
+
 def test_same_seed_same_rows(tmp_path: Path) -> None:
     source = build(tmp_path / "src", "llama-untied")
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
