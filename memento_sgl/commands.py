@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,7 @@ def serve(
 
     `memento serve MODEL --help` lists SGLang's flags and the memento group.
     """
+    _need_sglang()
     path = str(MODEL_DIR) if model == "demo" else model
     arguments = ["--model-path", path, "--enable-memento", *ctx.args]
     if model == "demo" and "--dtype" not in ctx.args:
@@ -59,6 +61,15 @@ def serve(
         arguments += ["--device", "cpu"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # several times faster for small models
     os.execv(sys.executable, [sys.executable, "-m", "memento_sgl.launch", *arguments])
+
+
+def _need_sglang() -> None:
+    """An error for the user where the light installation cannot do what was asked."""
+    missing = [name for name in ("sglang", "torch") if find_spec(name) is None]
+    if missing:
+        hint = escape("pip install 'memento-sgl[serve]'")
+        console.print(f"[red]{' and '.join(missing)} not installed[/]: {hint}")
+        raise typer.Exit(2)
 
 
 def _template(choice: str, model: str) -> str | None:
@@ -135,6 +146,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
     """Serve the embedded model, solve problems, show blocks folding and the KV curve."""
+    _need_sglang()
     from memento_sgl.demo.show import run
 
     raise typer.Exit(run(problems, blocks, out))

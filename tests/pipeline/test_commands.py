@@ -170,6 +170,16 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "pipeline" in result.output
 
 
+@pytest.mark.parametrize("command", [["serve", "demo"], ["demo"]])
+def test_serving_without_sglang_says_what_to_install(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memento_sgl.commands.find_spec", lambda _: None)
+    result = memento(*command)
+    assert result.exit_code == Exit.USAGE
+    assert "sglang and torch not installed: pip install 'memento-sgl[serve]'" in result.output
+
+
 def test_missing_input(tmp_path: Path) -> None:
     out = tmp_path / "none"
     assert memento("convert", "--out", out).exit_code == Exit.USAGE
