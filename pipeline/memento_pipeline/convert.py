@@ -162,14 +162,14 @@ def _stop_on_signals(runner: Runner) -> None:
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        runner.stop(InterruptedRunError("interrupted; what was done and paid is kept"))
         print(
             "stopping: the answers in flight are awaited; Ctrl-C again ends at once",
             file=sys.stderr,
             flush=True,
         )
-        runner.stop(InterruptedRunError("interrupted; what was done and paid is kept"))
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

@@ -364,6 +364,24 @@ def test_ctrl_c_saves_and_says_how_to_resume(traces: Path, tmp_path: Path) -> No
     assert len(result_of(tmp_path)) == TRACES
 
 
+def test_a_second_ctrl_c_ends_at_once(traces: Path, tmp_path: Path) -> None:
+    with serving(latency=60.0) as server:
+        where = ["--model", "canned", "--base-url", server.url]
+        command = [*COMMAND, "convert", str(traces), "--out", str(tmp_path), *where]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 30
+        while not server.calls["all"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        assert "Ctrl-C again ends at once" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == Exit.INTERRUPTED
+    with Store(tmp_path, create=False) as store:
+        assert set(store.counts()) == {"unfinished", "rejected"}
+
+
 def test_a_full_disk_stops_and_resumes(traces: Path, tmp_path: Path) -> None:
     code = "import resource, signal, sys; from pathlib import Path\n"
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
