@@ -13,6 +13,7 @@ import random
 import signal
 import sqlite3
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,17 @@ def stored_keys(folder: Path) -> set[str]:
         connection.close()
 
 
-@pytest.mark.timeout(240)
+def wait_for(process: BaseProcess, folder: Path, answers: int) -> None:
+    """Until the process has stored so many answers; negative: a moment of its start."""
+    if answers < 0:
+        process.join(-answers * 0.1)
+        return
+    wanted = len(stored_keys(folder)) + answers
+    while process.exitcode is None and len(stored_keys(folder)) < wanted:
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(300)
 def test_kill_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(SERVER.parent), prepend=os.pathsep)
     traces = write_traces(tmp_path / "traces.jsonl", TRACES, paragraphs=10)
@@ -61,7 +72,8 @@ def test_kill_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             process = context.Process(target=work, args=job)
             process.start()
             if kills < KILLS:
-                process.join(draw.uniform(0.2, 0.9))
+                wait_for(process, tmp_path / "killed", draw.randrange(-4, 14))
+                process.join(draw.uniform(0.0, 0.1))
             else:
                 process.join()
             if process.exitcode is not None:
