@@ -38,6 +38,7 @@ class Engine(SglEngine):  # type: ignore[misc]
         if not config.enable:
             raise ConfigError("memento_sgl.Engine evicts: use sglang.Engine for a stock engine")
         load_plugins()
-        server_args = ServerArgs(**{"log_level": "error"} | kwargs | required_arguments())
+        required = required_arguments(config, kwargs)
+        server_args = ServerArgs(**{"log_level": "error", **kwargs, **required})
         enable(server_args, config)
         super().__init__(server_args=server_args)

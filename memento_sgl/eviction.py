@@ -3,6 +3,9 @@
     row before   [ .. | span | tail | surplus ]     tail: kept, shifts left over the span
     row after    [ .. | tail ]                      span and surplus: slots are freed
 
+Rows below `cache_protected_len` belong to the radix tree: their slots are not freed here, the tree
+prunes its nodes instead.
+
 The surplus is what was computed too early: the slot of a step in flight that still saw the block
 (overlap scheduling), or the memento's own slots in restart mode. Those steps are voided and redone.
 """
@@ -14,15 +17,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
 
 
 class RowEdit(NamedTuple):
-    """One request's change of its row; row indices. `length` and `evicted` hold after it."""
+    """One request's change of its row; row indices. `length` and `evicted` hold after it.
+
+    The slots of `[free_start, end)` are the request's own.
+    """
 
     slot: int
     start: int
+    free_start: int
     end: int
     keep_end: int
     old_length: int
@@ -46,7 +54,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         runtime.due.discard(req)
         if req.finished():
             continue
-        edit = _plan(runtime, req, int(batch.seq_lens_cpu[i]))
+        edit = _plan(runtime, req, int(batch.seq_lens_cpu[i]), batch.tree_cache)
         edits.append(edit)
         shrink[i] = edit.old_length - edit.length
         rewind[i] = edit.redone
@@ -65,7 +73,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     batch.seq_lens_sum = None
 
 
-def _plan(runtime: Runtime, req: Any, row_length: int) -> RowEdit:
+def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     state: RequestState = req.memento
     upcoming = state.next_eviction
     assert upcoming is not None
@@ -79,6 +87,7 @@ def _plan(runtime: Runtime, req: Any, row_length: int) -> RowEdit:
     return RowEdit(
         slot=req.req_pool_idx,
         start=start,
+        free_start=_leave_tree(req, upcoming, start, end, tree),
         end=end,
         keep_end=keep_end,
         old_length=row_length,
@@ -88,11 +97,20 @@ def _plan(runtime: Runtime, req: Any, row_length: int) -> RowEdit:
     )
 
 
+def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -> int:
+    """Give the tree's part of rows `[start, end)` back to it; returns where the own part begins."""
+    own: int = min(max(start, req.cache_protected_len), end)
+    if own > start:
+        req.cache_protected_len -= own - start
+        tree.drop_span(req, eviction)
+    return own
+
+
 def _edit_rows(batch: Any, edits: list[RowEdit]) -> None:
     """Shift the tails and free spans and surplus of several rows with one gather and one free."""
     gone_slot, gone_row, tail_slot, tail_row, shift = [], [], [], [], []
     for e in edits:
-        gone = np.concatenate([np.arange(e.start, e.end), np.arange(e.keep_end, e.old_length)])
+        gone = np.concatenate([np.arange(e.free_start, e.end), np.arange(e.keep_end, e.old_length)])
         tail = np.arange(e.end, e.keep_end)
         gone_slot.append(np.full(len(gone), e.slot))
         gone_row.append(gone)
@@ -109,7 +127,7 @@ def _edit_rows(batch: Any, edits: list[RowEdit]) -> None:
     batch.token_to_kv_pool_allocator.free(freed)
 
 
-def evict_prefix(runtime: Runtime, req: Any, allocator: Any) -> None:
+def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     """Apply every eviction whose point the computed part of a prompt has reached.
 
     Between two segments of a prefill: `prefix_indices` (the row so far) loses the span, and in
@@ -125,7 +143,8 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any) -> None:
         keep_end = state.row(upcoming.resume)
         state.apply()
         slots = req.prefix_indices
-        allocator.free(torch.cat([slots[start:end], slots[keep_end:]]))
+        own = _leave_tree(req, upcoming, start, end, tree)
+        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
         req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
         lost = rows - len(req.prefix_indices)
         req.kv_committed_len -= lost

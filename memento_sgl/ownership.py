@@ -8,7 +8,7 @@ import torch
 
 
 def check_ownership(scheduler: Any) -> None:
-    """Compare the allocator's free slots with the rows of all live requests. Slow; for tests.
+    """Compare free slots, the radix tree and the rows of all live requests. Slow; for tests.
 
     Raises:
         AssertionError: a slot with two owners or none, or a row of unexpected length.
@@ -16,15 +16,40 @@ def check_ownership(scheduler: Any) -> None:
     allocator = scheduler.token_to_kv_pool_allocator
     table = scheduler.req_to_token_pool.req_to_token
     owned = [allocator.free_pages, allocator.release_pages]
+    owned += tree_slots(scheduler.tree_cache)
     for req in live_requests(scheduler):
         rows = req.kv.kv_allocated_len
         assert req.kv_committed_len == rows, (req.rid, req.kv_committed_len, rows)
         _check_length(req, scheduler)
-        owned.append(table[req.req_pool_idx, :rows].to(torch.int64))
+        owned.append(table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64))
     slots = torch.cat(owned)
     counts = torch.bincount(slots, minlength=allocator.size + 1)[1:]
     wrong = (counts != 1).nonzero().flatten() + 1
     assert len(wrong) == 0, f"slots without exactly one owner: {wrong[:20].tolist()}"
+
+
+def tree_slots(tree: Any) -> list[torch.Tensor]:
+    """The slots of every node of a radix tree, whose sizes must agree; none without a tree.
+
+    Raises:
+        AssertionError: sizes, links or locks of the tree contradict each other.
+    """
+    root = getattr(tree, "root_node", None)
+    if root is None:
+        return []
+    found, sizes, stack = [], {True: 0, False: 0}, [root]
+    while stack:
+        node = stack.pop()
+        for child in node.children.values():
+            assert child.parent is node
+            assert len(child.value) in (0, len(child.key))
+            assert child.value.numel() or child.children or child.lock_ref, "a dead pruned leaf"
+            assert child.lock_ref <= node.lock_ref or node is root
+            sizes[child.lock_ref > 0] += len(child.value)
+            found.append(child.value)
+            stack.append(child)
+    assert sizes == {True: tree.protected_size(), False: tree.evictable_size()}
+    return found
 
 
 def live_requests(scheduler: Any) -> list[Any]:

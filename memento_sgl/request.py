@@ -92,6 +92,15 @@ class RequestState:
         self.evicted += eviction.tokens
         return eviction
 
+    def restore(self, applied: int) -> bool:
+        """The row will start from a cached prefix that reflects the first `applied` evictions;
+        true if that changes what the row reflects."""
+        if applied == self.applied:
+            return False
+        self.applied = applied
+        self.evicted = sum(eviction.tokens for eviction in self.machine.evictions[:applied])
+        return True
+
     def reset(self) -> None:
         """The row is gone (retraction): nothing is applied, nothing is in flight."""
         self.applied = self.evicted = self.void = 0

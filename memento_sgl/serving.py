@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from memento_sgl.config import MementoConfig
@@ -14,6 +15,7 @@ from memento_sgl.runtime import Settings
 
 logger = logging.getLogger(__name__)
 
+RADIX_BACKEND = "memento"
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 # Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
@@ -162,10 +164,35 @@ def settings_of(server_args: Any) -> Settings | None:
     return settings
 
 
-def required_arguments() -> dict[str, Any]:
-    """Server arguments to be set before `ServerArgs` resolves and freezes itself."""
-    logger.warning("memento: prefix caching is turned off: it cannot hold evicted blocks yet")
-    return {"disable_radix_cache": True}
+def required_arguments(config: MementoConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Server arguments to be set before `ServerArgs` resolves and freezes itself.
+
+    Args:
+        given: what the user asked for.
+
+    Raises:
+        ConfigError: another radix cache was asked for.
+    """
+    if given.get("disable_radix_cache"):
+        return {}
+    if (backend := given.get("radix_cache_backend")) not in (None, RADIX_BACKEND):
+        raise ConfigError(
+            f"memento brings its own radix cache: remove --radix-cache-backend {backend}"
+        )
+    if config.restart_mode:
+        logger.warning("memento: restart mode recomputes mementos: prefix caching is turned off")
+        return {"disable_radix_cache": True}
+    return {"radix_cache_backend": RADIX_BACKEND}
+
+
+def make_radix_cache(context: Any) -> Any:
+    """Radix cache factory of SGLang's registry, for `--radix-cache-backend memento`."""
+    from memento_sgl.radix import PrunableRadixCache
+
+    settings = settings_of(context.server_args)
+    if settings is None:
+        raise ConfigError("--radix-cache-backend memento needs --enable-memento")
+    return PrunableRadixCache(context.params, settings.markers)
 
 
 def _refuse(server_args: Any) -> None:

@@ -187,6 +187,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="a197422d9161fd97",
     ),
     Seam(
+        target=f"{_BATCH}.release_req",
+        kind="BEFORE",
+        hook="schedule_batch:before_release_req",
+        role="scheduler",
+        why="a retracted request leaves its KV in the radix tree",
+        retire="insertion on retraction upstream",
+        fingerprint="d4331967c8e9c257",
+    ),
+    Seam(
         target=f"{_BATCH}.Req.reset_for_retract",
         kind="AFTER",
         hook="schedule_batch:after_reset_for_retract",

@@ -13,7 +13,8 @@ from memento_sgl.eviction import evict_prefix, rows_to_next_point
 
 
 def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
-    evict_prefix(runtime.current(), req, adder.token_to_kv_pool_allocator)
+    allocator, tree = adder.token_to_kv_pool_allocator, adder.tree_cache
+    evict_prefix(runtime.current(), req, allocator, tree)
     limit = rows_to_next_point(req)
     if limit is None:
         return original(adder, req)

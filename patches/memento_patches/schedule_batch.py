@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memento_sgl import runtime
+from memento_sgl.radix import PrunableRadixCache
 
 
 def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -19,6 +20,12 @@ def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
     else:
         logical = req.origin_input_ids + req.output_ids
         req.full_untruncated_fill_ids = req.memento.visible(logical)
+
+
+def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
+    """Upstream throws a retracted request's KV away; publish it, so that it resumes from there."""
+    if isinstance(tree_cache, PrunableRadixCache) and req.req_pool_idx is not None:
+        tree_cache.cache_retracted_req(req)
 
 
 def after_reset_for_retract(_result: None, req: Any) -> None:

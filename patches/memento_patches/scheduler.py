@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sglang.srt.mem_cache.registry import register_radix_cache_backend
+
 from memento_patches.plugin import install
 from memento_sgl import runtime
 from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
 from memento_sgl.ownership import check_ownership
-from memento_sgl.serving import settings_of
+from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
 
 def before_init(_scheduler: Any, server_args: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -19,6 +21,7 @@ def before_init(_scheduler: Any, server_args: Any, *_args: Any, **_kwargs: Any) 
     if settings is not None:
         install("scheduler")
         runtime.install(settings)
+        register_radix_cache_backend(RADIX_BACKEND, make_radix_cache)
 
 
 def attach(_result: None, scheduler: Any) -> None:

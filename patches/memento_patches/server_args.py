@@ -18,7 +18,7 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
     try:
         config = config_from_flags(args)
         if config is not None:
-            vars(args).update(required_arguments())
+            vars(args).update(required_arguments(config, vars(args)))
         server_args = original(cls, args)
         if config is not None:
             enable(server_args, config)
