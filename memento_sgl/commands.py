@@ -142,7 +142,7 @@ def _check_seams() -> bool:
 
 def demo(
     problems: Annotated[int, typer.Option(help="Problems to send.")] = 4,
-    blocks: Annotated[int, typer.Option(help="Blocks in the longest one (2 to 32).")] = 24,
+    blocks: Annotated[int, typer.Option(help="Blocks in the longest one (2 to 24).")] = 24,
     out: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("demo-output"),
 ) -> None:
     """Serve the embedded model, solve problems, show blocks folding and the KV curve."""

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LABELS = string.ascii_lowercase + string.ascii_uppercase
-MAX_BLOCKS = 32
+MAX_BLOCKS = 24
+TRAINED_BLOCKS = 32  # training goes beyond what is asked
 MAX_DIGITS = 6
 HELD_OUT_SEED = 1_000_000_007
 
@@ -72,7 +73,7 @@ class Problem:
 def sample_problem(
     rng: random.Random, *, blocks: int | None = None, digits: int | None = None
 ) -> Problem:
-    """Draw a problem; `blocks` 1..32 and `digits` per group 1..6 are random unless given."""
+    """Draw a problem; `blocks` 1..24 and `digits` per group 1..6 are random unless given."""
     count = blocks if blocks is not None else rng.randint(2, MAX_BLOCKS)
     groups = []
     for _ in range(count):
@@ -83,7 +84,7 @@ def sample_problem(
 
 def held_out(count: int, *, sizes: Sequence[int] = ()) -> list[Problem]:
     """Problems that training never draws from: fixed seed, block counts cycling through `sizes`
-    (2 .. 32 by default)."""
+    (2 .. 24 by default)."""
     rng = random.Random(HELD_OUT_SEED)
     sizes = sizes or range(2, MAX_BLOCKS + 1)
     return [sample_problem(rng, blocks=sizes[i % len(sizes)]) for i in range(count)]

@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import typer
@@ -23,9 +23,8 @@ from rich.console import Console
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
-from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, Problem
+from memento_sgl.demo.task import MAX_DIGITS, TRAINED_BLOCKS, Problem
 from memento_sgl.demo.tokenizer import build_tokenizer
 
 SEED = 17
@@ -33,7 +32,8 @@ TOKENS_PER_STEP = 2048
 PEAK_RATE = 2e-3
 WARMUP = 60
 # Share of a stage's steps from which problems have up to so many blocks.
-GROWTH = ((0.0, 2), (0.15, 4), (0.3, 8), (0.45, 16), (0.6, MAX_BLOCKS))
+GROWTH1 = ((0.0, 2), (0.15, 4), (0.3, 8), (0.45, 16), (0.6, TRAINED_BLOCKS))
+GROWTH2 = ((0.0, 4), (0.04, 8), (0.08, 16), (0.16, TRAINED_BLOCKS))
 console = Console()
 
 
@@ -99,8 +99,11 @@ def make_batch(
     rng: random.Random, tokenizer: PreTrainedTokenizerFast, masked: bool, progress: float
 ) -> Batch:
     """Problems of one random size, which grows with `progress` (0 .. 1) of the stage."""
-    longest = next(size for start, size in reversed(GROWTH) if progress >= start)
+    growth = GROWTH2 if masked else GROWTH1
+    longest = next(size for start, size in reversed(growth) if progress >= start)
     blocks = rng.randint(1, longest)
+    if masked:  # long problems are what is left to learn
+        blocks = max(blocks, rng.randint(1, longest))
     lengths = [rng.randint(1, MAX_DIGITS) for _ in range(blocks)]
     estimate = 45 + blocks * 12 + 9 * sum(lengths)
     rows = []
@@ -155,38 +158,49 @@ def run_stage(
     return time.monotonic() - started
 
 
-def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    record: dict[str, Any],
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main(
     out: Path = typer.Option(MODEL_DIR, help="Where the checkpoint goes."),
     steps1: int = typer.Option(2500, help="Steps of stage 1."),
-    steps2: int = typer.Option(3500, help="Steps of stage 2."),
+    steps2: int = typer.Option(5000, help="Steps of stage 2."),
     threads: int = typer.Option(2, help="CPU threads."),
+    resume: bool = typer.Option(False, help="Take stage 1 from OUT/stage1 if it is there."),
 ) -> None:
     """Train the embedded model and write the checkpoint with its training record."""
     torch.manual_seed(SEED)
     torch.set_num_threads(threads)
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer)
-    seconds1 = run_stage(model, tokenizer, steps1, masked=False)
-    save(model, tokenizer, out / "stage1")
-    seconds2 = run_stage(model, tokenizer, steps2, masked=True)
-    save(model, tokenizer, out)
-    record = {
-        "seed": SEED,
-        "steps": [steps1, steps2],
-        "seconds": [round(seconds1), round(seconds2)],
-        "parameters": model.num_parameters(),
-        "tokens_per_step": TOKENS_PER_STEP,
-        "config": MementoConfig(enable=True, mask_delimiters=False).model_dump(
-            include={"keep_last_n_blocks", "mask_delimiters"}
-        ),
-    }
-    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    first = out / "stage1"
+    if resume and (first / "training.json").is_file():
+        model = Qwen3ForCausalLM.from_pretrained(first, dtype=torch.float32)
+        record = json.loads((first / "training.json").read_text())
+    else:
+        model = build_model(tokenizer)
+        seconds = run_stage(model, tokenizer, steps1, masked=False)
+        record = {
+            "seed": SEED,
+            "steps": [steps1],
+            "seconds": [round(seconds)],
+            "parameters": model.num_parameters(),
+            "tokens_per_step": TOKENS_PER_STEP,
+            "mask_delimiters": False,
+        }
+        save(model, tokenizer, first, record)
+    seconds = run_stage(model, tokenizer, steps2, masked=True)
+    record["steps"].append(steps2)
+    record["seconds"].append(round(seconds))
+    save(model, tokenizer, out, record)
 
 
 if __name__ == "__main__":
