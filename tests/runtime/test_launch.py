@@ -27,7 +27,8 @@ def launch(argv):
     settings = settings_of(args)
     if settings is None:
         return {"stock": True, "radix_cache": not args.disable_radix_cache}
-    return json.loads(settings.config.model_dump_json()) | {"radix_cache": not args.disable_radix_cache}
+    cache = "off" if args.disable_radix_cache else args.radix_cache_backend
+    return json.loads(settings.config.model_dump_json()) | {"radix_cache": cache}
 
 json.dump([launch(argv) for argv in json.load(sys.stdin)], open(sys.argv[1], "w"))
 """
@@ -72,6 +73,10 @@ REFUSED = [
         ["--enable-memento", "--memento-block-start-token", "<|block_end|>"],
         "are the same token",
     ),
+    (
+        ["--enable-memento", "--radix-cache-backend", "lmcache"],
+        "brings its own radix cache",
+    ),
     (["--enable-memento", "--skip-tokenizer-init"], "cannot be resolved without a tokenizer"),
 ]
 
@@ -104,6 +109,8 @@ def results(
         "json": [qwen, "--memento-config", REFERENCE],
         "file": [qwen, "--memento-config", str(settings)],
         "flag wins": [qwen, "--memento-config", REFERENCE, "--memento-keep-last-n-blocks", "2"],
+        "no cache": [qwen, "--enable-memento", "--disable-radix-cache"],
+        "restart": [qwen, "--enable-memento", "--memento-restart-mode", "true"],
         "unknown family": [llama, "--enable-memento"],
         "told family": [llama, "--enable-memento", "--memento-mask-delimiters", "true"],
     } | {" ".join(flags): [qwen, *flags] for flags, _ in REFUSED}
@@ -130,6 +137,11 @@ def test_json_file_and_flags_agree(results: dict[str, object]) -> None:
     assert from_json["debug"]
     assert results["file"] == from_json
     assert results["flag wins"] == from_json | {"keep_last_n_blocks": 2}
+
+
+def test_prefix_caching_is_on_unless_it_cannot_be(results: dict[str, object]) -> None:
+    caches = {name: results[name]["radix_cache"] for name in ("json", "no cache", "restart")}  # type: ignore[index]
+    assert caches == {"json": "memento", "no cache": "off", "restart": "off"}
 
 
 def test_the_family_settles_the_delimiters_or_has_to_be_told(results: dict[str, object]) -> None:

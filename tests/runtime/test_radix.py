@@ -335,3 +335,82 @@ def test_random_interleavings(seed: int) -> None:
     assert world.allocator.available_size() == POOL
     assert not world.tree.root_node.children
     assert not is_pruned(world.tree.root_node)
+
+
+def run_alone(world: World, req: Request, output: list[int]) -> None:
+    """Take a request through prefill and the given output."""
+    world.waiting.append(req)
+    world.resume()
+    assert req in world.live
+    while req.prefilling:
+        world.prefill(req, len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
+        world.check()
+    req.output_ids.pop()  # what the world sampled
+    req.memento = RequestState(
+        req.origin_input_ids, CONFIG, MARKERS, RequestOptions.parse(req.options)
+    )
+    world.runtime.due.discard(req)
+    for token in output:
+        req.output_ids.append(token)
+        if req.memento.observe(req.output_ids):
+            world.runtime.due.add(req)
+            world.evict_now(req)
+            world.runtime.replaying.discard(req)
+        assert world.compute(req, len(req.ids) - 1)
+        world.check()
+
+
+def test_a_tree_of_finished_blocks_holds_no_slots_for_them() -> None:
+    """100 long requests that share a prompt: slots = surviving tokens of distinct prefixes."""
+    world = World(1)
+    world.allocator = TokenToKVPoolAllocator(20000, torch.float32, "cpu", None, False)
+    world.tree.token_to_kv_pool_allocator = world.allocator
+    world.check = lambda: None  # type: ignore[method-assign]
+    prompt = [5, 6, 7, 5, 5, 6]
+    surviving = set()
+    for number in range(100):
+        req = Request(number, prompt, {}, None)
+        draw = random.Random(number % 60)
+        output = []
+        for _ in range(4):
+            block = draw.choices(LETTERS, k=draw.randint(3, 15))
+            output += [1, *block, 2, 3, *draw.choices(LETTERS, k=2), 4]
+        run_alone(world, req, output)
+        for index in world.visible(req, req.kv_committed_len):
+            surviving.add(world.identity(req, index))
+        assert req.memento.applied == 4
+        world.end(req, is_insert=True)
+    slots = sum(map(len, tree_slots(world.tree)))
+    assert slots == len(surviving)
+    assert world.tree.evictable_size() == slots == 20000 - world.allocator.available_size()
+
+
+def test_a_block_that_another_request_reads_goes_with_its_last_lock() -> None:
+    world = World(2)
+    block = [1, 5, 6, 7, 5, 2]
+    reader = Request(1, [7, *block[:4]], {}, None)
+    run_alone(world, reader, [])
+    writer = Request(2, [7, *block], {}, None)
+    run_alone(world, writer, [3, 5, 4])
+    assert writer.memento.applied == 1
+    pruned = world.tree.pruned_tokens
+    assert world.tree.protected_size() >= 5
+    world.end(writer, is_insert=True)
+    assert world.tree.pruned_tokens < pruned + 4
+    world.end(reader, is_insert=True)
+    world.check()
+    live = sum(map(len, tree_slots(world.tree)))
+    assert live == len([7, 1]) + len([2, 3, 5, 4])
+    assert world.tree.pruned_tokens == 4
+
+
+def test_a_retracted_request_resumes_from_what_it_left() -> None:
+    world = World(3)
+    req = Request(1, [5, 6, 7], {}, None)
+    run_alone(world, req, [1, 5, 6, 2, 3, 7, 4, 1, 5, 6])
+    rows = req.kv_committed_len
+    world.retract_request(req)
+    world.resume()
+    assert len(req.prefix_indices) == rows - 1  # one token is always left to compute
+    assert req.memento.applied == 1
+    world.check()

@@ -1,0 +1,10 @@
+"""All CPU benchmarks, one after the other: `make bench`."""
+
+from __future__ import annotations
+
+from benchmarks import convert, segment, serve, split
+
+if __name__ == "__main__":
+    for module in (split, segment, convert, serve):
+        print(f"\n== {module.__name__}")
+        module.main()
