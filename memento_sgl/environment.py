@@ -24,6 +24,11 @@ def excluded_from_sglang() -> str | None:
     return allowed if named and "memento" not in named else None
 
 
+def misses_forced() -> bool:
+    """Whether SGLANG_RADIX_FORCE_MISS asks SGLang to throw every cache hit away."""
+    return os.environ.get("SGLANG_RADIX_FORCE_MISS", "").lower() not in ("", "0", "false")
+
+
 def _flag(name: str) -> bool:
     value = os.environ.get(name, "0")
     if value not in ("0", "1"):

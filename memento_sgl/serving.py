@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from memento_sgl.config import MementoConfig
-from memento_sgl.environment import excluded_from_sglang
+from memento_sgl.environment import excluded_from_sglang, misses_forced
 from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.runtime import Settings
@@ -142,6 +142,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         raise ConfigError(
             f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it"
         )
+    if misses_forced():
+        raise ConfigError("memento does not support SGLANG_RADIX_FORCE_MISS: unset it")
     _refuse(server_args)
     model = server_args.get_model_config()
     refuse_model(model)

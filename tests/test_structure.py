@@ -18,6 +18,7 @@ RUNTIME = {
     "memento_sgl/platform.py",
     "memento_sgl/engine.py",
     "memento_sgl/radix.py",
+    "memento_sgl/radix_tree.py",
     "memento_sgl/serving.py",
     "memento_sgl/launch.py",
 }

@@ -27,7 +27,8 @@ from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
 from memento_sgl.markers import MarkerIds
 from memento_sgl.ownership import tree_slots
-from memento_sgl.radix import PrunableRadixCache, is_pruned
+from memento_sgl.radix import PrunableRadixCache
+from memento_sgl.radix_tree import is_pruned
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime, Settings
 
@@ -96,11 +97,11 @@ class Request:
 class World:
     """A pool, a tree and live requests, driven at random."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, **cache: Any) -> None:
         self.rng = random.Random(seed)
         self.allocator = TokenToKVPoolAllocator(POOL, torch.float32, "cpu", None, False)
         self.rows = ReqToTokenPool(16, ROW, "cpu", False)
-        params = CacheInitParams(False, self.rows, self.allocator, 1)
+        params = CacheInitParams(False, self.rows, self.allocator, 1, **cache)
         self.tree = PrunableRadixCache(params, MARKERS)
         self.runtime = Runtime(Settings(CONFIG, MARKERS))
         self.runtime.offsets = torch.zeros(17, dtype=torch.int64)
@@ -414,3 +415,45 @@ def test_a_retracted_request_resumes_from_what_it_left() -> None:
     assert len(req.prefix_indices) == rows - 1  # one token is always left to compute
     assert req.memento.applied == 1
     world.check()
+
+
+def test_revived_blocks_go_before_anything_else() -> None:
+    world = World(4)
+    block = [1, 5, 6, 7, 5, 2]
+    run_alone(world, Request(1, [7, *block], {}, None), [3, 5, 4])
+    run_alone(world, Request(2, [6, 6, 6], {}, None), [])
+    for req in list(world.live):
+        world.end(req, is_insert=True)
+    reader = Request(3, [7, *block, 3], {}, None)  # from inside the memento: needs the block
+    run_alone(world, reader, [])
+    world.end(reader, is_insert=True)
+    assert world.tree.revived_tokens == 4
+    before = world.tree.evictable_size()
+    world.tree.evict(EvictParams(num_tokens=1))
+    assert before - world.tree.evictable_size() == 4
+    continued = Request(4, [7, *block, 3, 5, 4, 6], {}, None)
+    run_alone(world, continued, [])
+    assert -continued.already_computed >= 0
+    assert world.crossed == 1  # the memento and all behind it are still there
+
+
+def test_events_speak_of_plain_tokens() -> None:
+    world = World(5, enable_kv_cache_events=True)
+    text = [7, 1, 5, 6, 2, 3, 5, 4, 6, 7]
+    run_alone(world, Request(1, text, {}, None), [])
+    world.end(world.live[0], is_insert=True)
+    stored = [event for event in world.tree.take_events() if hasattr(event, "token_ids")]
+    assert [token for event in stored for token in event.token_ids][: len(text)] == text
+    world.tree.evict(EvictParams(num_tokens=POOL))
+    removed = [h for event in world.tree.take_events() for h in event.block_hashes]
+    assert sorted(removed) == sorted(h for event in stored for h in event.block_hashes)
+
+
+def test_pretty_print_tells_pruned_from_live(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(6)
+    run_alone(world, Request(1, [7, 1, 5, 6, 2, 3, 5, 4, 6], {}, None), [])
+    world.tree.pretty_print()
+    printed = capsys.readouterr().out
+    assert "2 pruned" in printed
+    assert "live" in printed
+    assert f"#tokens: {world.tree.protected_size()}" in printed

@@ -48,6 +48,7 @@ def test_forced_retraction_without_overlap_and_evicted_delimiters(
     )
     options = ({}, {"keep_last_n_blocks": 1}, {"enable": False}, {"max_block_tokens": 5})
     assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5
+    assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5  # warm
     assert server.verify_many(random_jobs(3, 22), concurrency=1) >= 0
     server.assert_all_slots_free()
 
@@ -83,4 +84,5 @@ def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
     answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
     assert retractions(answers) > 0
     assert server.verify_all(jobs, answers) > 5
+    assert server.verify_many(jobs, concurrency=8) > 5  # warm
     server.assert_all_slots_free()
