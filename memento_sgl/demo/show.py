@@ -54,7 +54,7 @@ class Solved:
 
 def run(problems: int, blocks: int, out: Path) -> int:
     """Serve, solve, show; returns the exit code: 0 if every answer is right."""
-    console = Console(record=True)
+    console = Console()
     sizes = sorted({max(2, blocks * (i + 1) // problems) for i in range(problems)})
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -65,9 +65,10 @@ def run(problems: int, blocks: int, out: Path) -> int:
                 url = stack.enter_context(running_server(command, log))
             client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
             solved = [_solve(client, p, console) for p in held_out(len(sizes), sizes=sizes)]
-    _summary(solved, console)
+    summary = Console(record=True)
+    _summary(solved, summary)
     picture = out / "kv.svg"
-    console.save_svg(str(picture), title="memento demo")
+    summary.save_svg(str(picture), title="memento demo")
     console.print(f"The same picture: {picture}")
     return 0 if all(s.right for s in solved) else 1
 
