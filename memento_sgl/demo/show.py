@@ -129,8 +129,8 @@ def _summary(solved: list[Solved], console: Console) -> None:
     plotext.clear_figure()
     plotext.plotsize(min(console.width, 100), 18)
     plotext.theme("clear")
-    plotext.plot(without, label="without eviction")
-    plotext.plot(with_eviction, label="with eviction")
+    plotext.plot(without, label="without eviction", color="orange+", marker="braille")
+    plotext.plot(with_eviction, label="with eviction", color="green+", marker="braille")
     plotext.title("KV tokens held, token by token (longest problem)")
     console.print(Text.from_ansi(plotext.build()))
 
