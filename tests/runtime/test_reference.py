@@ -93,4 +93,4 @@ def test_one_pass_check_agrees_with_step_by_step_generation(tmp_path: Path) -> N
         output = generate(model, prompt, config, markers, max_new_tokens=90)
         assert check_greedy(model, prompt, output, config, markers) == []
         changed = [*output[:50], (output[50] + 1) % 100, *output[51:]]
-        assert check_greedy(model, prompt, changed, config, markers)[0].index == 62
+        assert check_greedy(model, prompt, changed, config, markers)[0].position == 62
