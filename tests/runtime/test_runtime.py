@@ -1,0 +1,142 @@
+"""What waits in the runtime, and eviction between the segments of a prefill, step by step."""
+
+from __future__ import annotations
+
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.eviction import evict_prefix, rows_to_next_point
+from memento_sgl.machine import Eviction
+from memento_sgl.markers import MarkerIds
+from memento_sgl.request import RequestState
+from memento_sgl.runtime import Runtime, Settings
+
+MARKERS = MarkerIds(1, 2, 3, 4)
+#         0  1  2  3  4  5  6  7
+TOKENS = [9, 1, 8, 2, 3, 7, 4, 6]
+
+
+class Request:
+    """What the runtime touches of SGLang's request."""
+
+    is_retracted = False
+    rid = "r"
+    cache_protected_len = 0
+
+    def __init__(self, prompt: list[int], output: list[int], *, restart: bool, slot: int = 0):
+        config = MementoConfig(
+            enable=True,
+            mask_delimiters=False,
+            require_assistant_section=False,
+            restart_mode=restart,
+        )
+        self.origin_input_ids, self.output_ids = array("q", prompt), array("q", output)
+        self.memento = RequestState(prompt, config, MARKERS, RequestOptions())
+        self.memento.observe(self.output_ids)
+        self.req_pool_idx = slot
+        self.refreshed = 0
+        self.hold(torch.empty(0, dtype=torch.int64))
+
+    def hold(self, row: Any) -> None:
+        self.prefix_indices = row
+        self.kv = SimpleNamespace(kv_allocated_len=len(row))
+        self.kv_committed_len = self.already_computed = len(row)
+
+    def finished(self) -> bool:
+        return False
+
+    def _refresh_fill_ids(self) -> None:
+        self.refreshed += 1
+
+
+def make_runtime() -> Runtime:
+    config = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
+    runtime = Runtime(Settings(config, MARKERS))
+    buffer = torch.full((4,), -1)
+    runtime._scheduler = SimpleNamespace(
+        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[]
+    )
+    return runtime
+
+
+def read_next(runtime: Runtime, *reqs: Any) -> list[int]:
+    """What the next decode step reads in each slot; -1: what it would have read anyway."""
+    buffer = runtime._scheduler.future_map.output_tokens_buf.fill_(-1)
+    runtime.feed_replays(SimpleNamespace(reqs=list(reqs)))
+    found: list[int] = buffer.tolist()
+    return found
+
+
+def test_a_step_in_flight_is_ignored_and_done_again() -> None:
+    runtime, other = make_runtime(), Request([9], [9], restart=False, slot=1)
+    req = Request(TOKENS[:6], [], restart=False, slot=2)
+    batch = SimpleNamespace(reqs=[other, req])
+    runtime._scheduler.result_queue = [(batch, None)]
+    req.output_ids.append(TOKENS[6])
+    runtime.observe(batch, [])
+    assert runtime.due == runtime.voided == {req}
+    runtime.rewind(req, req.memento.apply())
+    assert runtime.take_voided(SimpleNamespace(reqs=[other])) == []
+    assert runtime.take_voided(batch) == [req]
+    assert runtime.take_voided(batch) == []
+    assert read_next(runtime, other, req) == [-1, -1, MARKERS.summary_end, -1]
+    assert read_next(runtime, other, req) == [-1] * 4
+    assert not runtime.replaying
+
+
+@pytest.mark.parametrize("prompt_len", [2, 5, 6])
+def test_a_restarted_memento_is_read_again_token_by_token(prompt_len: int) -> None:
+    """Its tokens come from the prompt, the output or both; only the last result counts."""
+    runtime = make_runtime()
+    req = Request(TOKENS[:prompt_len], TOKENS[prompt_len:7], restart=True, slot=3)
+    batch = SimpleNamespace(reqs=[req])
+    runtime.rewind(req, req.memento.apply())
+    steps = []
+    for _ in range(3):
+        ignored = runtime.take_voided(batch)
+        steps.append((read_next(runtime, req)[3], ignored))
+    assert steps == [(3, [req]), (7, [req]), (4, [])]
+    assert read_next(runtime, req) == [-1] * 4
+
+
+def test_forgetting_leaves_nothing_applied_nothing_waiting() -> None:
+    runtime, req = make_runtime(), Request(TOKENS[:5], TOKENS[5:7], restart=True)
+    runtime.due.add(req)
+    runtime.rewind(req, req.memento.apply())
+    assert req.memento.evicted
+    runtime.forget(req)
+    state = req.memento
+    assert (state.applied, state.evicted, state.void, state.replay) == (0, 0, 0, None)
+    assert not runtime.due | runtime.voided | runtime.replaying
+    assert state.visible(list(TOKENS)) == TOKENS
+    assert state.next_eviction == Eviction(6, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("restart", "kept", "freed"),
+    [(False, [10, 11, 13, 14, 15], [12]), (True, [10], [11, 12, 13, 14, 15])],
+)
+def test_a_prefix_loses_its_span_without_a_tree(
+    restart: bool, kept: list[int], freed: list[int]
+) -> None:
+    runtime, req = make_runtime(), Request(TOKENS, [], restart=restart)
+    req.hold(torch.arange(10, 15))
+    gone: list[int] = []
+    allocator = SimpleNamespace(free=lambda slots: gone.extend(slots.tolist()))
+    assert rows_to_next_point(req) == 1
+    evict_prefix(runtime, req, allocator, None)
+    assert gone == []  # not before the point
+    req.hold(torch.arange(10, 16))
+    evict_prefix(runtime, req, allocator, None)
+    assert gone == freed
+    assert req.prefix_indices.tolist() == kept
+    rows = len(kept)
+    assert req.kv_committed_len == req.kv.kv_allocated_len == req.already_computed == rows
+    assert req.refreshed == 1
+    assert rows_to_next_point(req) is None
