@@ -54,3 +54,16 @@ def test_slots_do_not_mix() -> None:
     automaton.constrain(torch.tensor([5, 2]), logits)
     assert logits.argmax(-1).tolist() == [9, MARKERS.block_end]
     assert torch.isinf(logits[1]).sum() == VOCABULARY - 1
+
+
+def test_each_cap_is_that_of_its_kind() -> None:
+    automaton = CapAutomaton(8, VOCABULARY, MARKERS, "cpu")
+    in_block, in_memento = [5, 7, 1, 8, 8], [5, 7, 1, 8, 2, 3, 8, 8]
+    states = [
+        RequestState(prompt, CONFIG, MARKERS, RequestOptions()) for prompt in (in_block, in_memento)
+    ]
+    automaton.load([0, 1], states)
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 9] = 1.0
+    automaton.constrain(torch.tensor([0, 1]), logits)
+    assert logits.argmax(-1).tolist() == [9, MARKERS.summary_end]  # both hold two tokens

@@ -78,6 +78,8 @@ def test_keep_last_n_blocks() -> None:
 def test_keep_last_block_for_answer_waits_for_the_next_block() -> None:
     kept = spans([*blocks(3), X, X], keep_last_block_for_answer=True)
     assert kept == [(5, 1, 2), (10, 6, 7)]
+    abandoned = spans([*blocks(1), BS, X, BS, X], keep_last_block_for_answer=True)
+    assert abandoned == [(5, 1, 2)]  # once, whatever starts after it
 
 
 def test_nothing_goes_without_compaction_or_when_disabled() -> None:

@@ -57,6 +57,41 @@ def test_mask_and_accounting_follow_the_definition(options: dict[str, object]) -
     assert evicted > 0
 
 
+#         0  1  2  3  4  5  6  7  8  9 10 11 12 13 14 15
+SEQUENCE = [9, 1, 9, 9, 9, 2, 3, 9, 9, 4, 9, 1, 9, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {"evicted_spans": [(2, 5)], "evicted_tokens": 3, "recomputed_tokens": 0}),
+        (
+            {"restart_mode": True},
+            {"evicted_spans": [(1, 6)], "evicted_tokens": 5, "recomputed_tokens": 3},
+        ),
+    ],
+)
+def test_one_record_in_full(options: dict[str, object], expected: dict[str, object]) -> None:
+    """The second memento ends with the last token, which is never read: it freed nothing."""
+    config = MementoConfig.model_validate(
+        {"enable": True, "mask_delimiters": False, "require_assistant_section": False} | options
+    )
+    record = account(replay(SEQUENCE, 2, MARKERS, config), 2, len(SEQUENCE)).as_dict()
+    gone = record["evicted_tokens"]
+    assert record == expected | {
+        "blocks": 2,
+        "block_tokens": [3, 1],
+        "summary_tokens": [2, 0],
+        "eviction_points": [9],
+        "peak_kv_tokens": 15 - gone,
+        "final_kv_tokens": 15 - gone,
+        "kv_auc": sum(range(2, 16)) - gone * len(range(9, 15)),
+        "peak_kv_tokens_without": 15,
+        "final_kv_tokens_without": 15,
+        "kv_auc_without": sum(range(2, 16)),
+    }
+
+
 def test_restart_layout_sees_the_second_copy_only_after_the_point() -> None:
     from memento_sgl.reference import lay_out
 
