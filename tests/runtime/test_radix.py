@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sglang")
 
+from memento_patches.schedule_batch import before_release_req
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -300,7 +301,7 @@ class World:
             self.retract_request(self.rng.choice(running))
 
     def retract_request(self, req: Request) -> None:
-        self.tree.cache_retracted_req(req)
+        before_release_req(req=req, tree_cache=self.tree)
         self.release(req, is_insert=False)
         self.waiting.append(req)
 
