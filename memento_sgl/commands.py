@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from memento_sgl.demo import MODEL_DIR
+from memento_sgl.environment import has_accelerator
 from memento_sgl.templates import template_path
 
 console = Console()
@@ -57,7 +58,7 @@ def serve(
         arguments += ["--dtype", "float32"]
     if (chosen := _template(chat_template, path)) is not None:
         arguments += ["--chat-template", chosen]
-    if "--device" not in ctx.args and not _has_accelerator():
+    if "--device" not in ctx.args and not has_accelerator():
         arguments += ["--device", "cpu"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # several times faster for small models
     os.execv(sys.executable, [sys.executable, "-m", "memento_sgl.launch", *arguments])
@@ -86,12 +87,6 @@ def _template(choice: str, model: str) -> str | None:
         config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8")
     )
     return None if own or not folder.is_dir() else str(template_path("memento_nosys"))
-
-
-def _has_accelerator() -> bool:
-    from memento_sgl.platform import activate
-
-    return activate() is None
 
 
 def doctor() -> None:

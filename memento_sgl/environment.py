@@ -1,4 +1,4 @@
-"""Environment variables that matter here; read nowhere else."""
+"""Environment variables that matter here, read nowhere else, and the machine's devices."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def excluded_from_sglang() -> str | None:
 def misses_forced() -> bool:
     """Whether SGLANG_RADIX_FORCE_MISS asks SGLang to throw every cache hit away."""
     return os.environ.get("SGLANG_RADIX_FORCE_MISS", "").lower() not in ("", "0", "false")
+
+
+def has_accelerator() -> bool:
+    """Whether PyTorch sees a device other than the CPU."""
+    import torch
+
+    return any(backend.is_available() for backend in (torch.cuda, torch.xpu, torch.backends.mps))
 
 
 def _flag(name: str) -> bool:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
+
+from memento_sgl.environment import has_accelerator
+from memento_sgl.errors import ConfigError
 
 
 def activate() -> str | None:
     """Entry point of `sglang.srt.platforms`: the platform class, or None to stay out of the way."""
-    if torch.cuda.is_available() or torch.xpu.is_available() or torch.backends.mps.is_available():
-        return None
-    return "memento_sgl.platform.TorchCpuPlatform"
+    return None if has_accelerator() else "memento_sgl.platform.TorchCpuPlatform"
 
 
 class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
@@ -27,8 +27,12 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     device_name = "cpu"
     device_type = "cpu"
 
-    def apply_server_args_defaults(self, server_args: object) -> None:
-        """Keep what the user chose: there is nothing device-specific to set."""
+    def apply_server_args_defaults(self, server_args: Any) -> None:
+        """Constrain answers with outlines: xgrammar's masks need an accelerator."""
+        if server_args.grammar_backend is None:
+            server_args.grammar_backend = "outlines"
+        elif server_args.grammar_backend == "xgrammar":
+            raise ConfigError("xgrammar does not run on this CPU: use --grammar-backend outlines")
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"

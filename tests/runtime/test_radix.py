@@ -25,11 +25,13 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.errors import ConfigError
 from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
+from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
 from memento_sgl.ownership import tree_slots
 from memento_sgl.radix import PrunableRadixCache
-from memento_sgl.radix_tree import is_pruned
+from memento_sgl.radix_tree import LONGEST, encode_point, is_block_start, is_pruned
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime, Settings
 
@@ -348,9 +350,10 @@ def run_alone(world: World, req: Request, output: list[int]) -> None:
         world.prefill(req, len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
         world.check()
     req.output_ids.pop()  # what the world sampled
-    req.memento = RequestState(
-        req.origin_input_ids, CONFIG, MARKERS, RequestOptions.parse(req.options)
-    )
+    parsed = RequestOptions.parse(req.options)
+    state = RequestState(req.origin_input_ids, CONFIG, MARKERS, parsed)
+    state.restore(req.memento.applied)
+    req.memento = state
     world.runtime.due.discard(req)
     for token in output:
         req.output_ids.append(token)
@@ -416,6 +419,138 @@ def test_a_retracted_request_resumes_from_what_it_left() -> None:
     assert len(req.prefix_indices) == rows - 1  # one token is always left to compute
     assert req.memento.applied == 1
     world.check()
+
+
+FINISHED = [7, 1, 5, 6, 7, 5, 2, 3, 5, 4]  # index 9 evicts [2, 6)
+
+
+def live_slots(world: World) -> int:
+    return sum(map(len, tree_slots(world.tree)))
+
+
+def test_a_block_that_the_last_token_finishes_is_pruned_too() -> None:
+    world = World(7)
+    req = Request(1, FINISHED[:-1], {}, None)
+    run_alone(world, req, [])
+    req.output_ids.append(FINISHED[-1])  # the engine ends a request before anyone has observed it
+    world.end(req, is_insert=True)
+    world.check()
+    assert world.tree.pruned_tokens == 4
+    assert live_slots(world) == len(FINISHED) - 1 - 4
+
+
+def test_a_prompt_that_ends_with_a_memento_reuses_all_of_it() -> None:
+    world = World(8)
+    run_alone(world, Request(1, [*FINISHED, 6], {}, None), [])
+    again = Request(2, FINISHED, {}, None)
+    world.waiting.append(again)
+    world.resume()
+    assert again.memento.applied == 1
+    assert len(again.prefix_indices) == len(FINISHED) - 1 - 4
+
+
+def test_a_split_of_a_block_that_is_to_go_leaves_nothing_behind() -> None:
+    world = World(9)
+    reader, writer = Request(1, FINISHED[:5], {}, None), Request(2, FINISHED[:7], {}, None)
+    run_alone(world, reader, [])
+    run_alone(world, writer, FINISHED[7:])
+    world.end(writer, is_insert=True)
+    world.waiting.append(Request(3, [*FINISHED[:3], 5], {}, None))
+    world.resume()  # its match ends inside the block
+    world.end(world.live[-1], is_insert=False)
+    world.end(reader, is_insert=True)
+    world.check()
+    assert world.tree.pruned_tokens == 4
+    assert live_slots(world) == len(FINISHED) - 4
+
+
+def test_a_revived_block_goes_when_a_request_passes_it() -> None:
+    world = World(10)
+    run_alone(world, Request(1, FINISHED[:7], {}, None), FINISHED[7:])
+    world.end(world.live[0], is_insert=True)
+    run_alone(world, Request(2, FINISHED[:8], {}, None), [])
+    world.end(world.live[0], is_insert=True)
+    assert world.tree.revived_tokens == 4
+    assert live_slots(world) == len(FINISHED)
+    run_alone(world, Request(3, [*FINISHED, 6], {}, None), [])
+    assert live_slots(world) == len(FINISHED) - 4 + 1
+
+
+def test_keys_tell_evictions_apart() -> None:
+    far = LONGEST - 1
+    evictions = [
+        Eviction(point, start, end, resume)
+        for point, start, end, resume in (
+            (9, 2, 6, 9), (9, 1, 6, 9), (9, 2, 7, 9), (9, 2, 6, 7), (far, 0, 1, far), (far, 0, 1, 0)
+        )
+    ]  # fmt: skip
+    keys = {encode_point(e, kind): kind for e in evictions for kind in (False, True)}
+    assert len(keys) == 2 * len(evictions)
+    assert all(-(2**63) <= key < 0 and is_block_start(key) is kind for key, kind in keys.items())
+    moved = Eviction(109, 102, 106, 109)
+    assert encode_point(moved, True) == encode_point(evictions[0], True)
+
+
+def test_a_shared_prefix_takes_the_highest_priority() -> None:
+    world = World(11)
+    for number, priority in enumerate((1, 5, 2)):
+        req = Request(number, [5, 6, 7, 5, 5 + number], {}, None)
+        req.priority = priority
+        run_alone(world, req, [])
+    (shared,) = world.tree.root_node.children.values()
+    assert len(shared.key) == 4
+    assert shared.priority == 5
+    assert sorted(node.priority for node in shared.children.values()) == [1, 2, 5]
+
+
+def test_a_running_request_frees_its_block_at_once() -> None:
+    """Also where the block came with the prompt, so that the tree owns its slots."""
+    world = World(12)
+    run_alone(world, Request(1, FINISHED[:7], {}, None), FINISHED[7:])
+    assert world.live
+    assert world.tree.pruned_tokens == 4
+    assert POOL - world.allocator.available_size() == len(FINISHED) - 4
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    world = World(13)
+    old, new = [5, 6, 7, 5, 5], [7, 6, 5, 5, 5]
+    for number, prompt in enumerate((old, new, old)):
+        world.waiting.append(req := Request(number, prompt, {}, None))
+        world.resume()
+        if number < 2:
+            world.prefill(req, len(prompt))
+        world.end(req, is_insert=number < 2)
+    world.tree.evict(EvictParams(num_tokens=1))
+    (left,) = world.tree.root_node.children.values()
+    assert next(iter(left.key.token_ids)) == old[0]
+
+
+def test_a_reset_forgets_revived_blocks() -> None:
+    world = World(14)
+    for prompt in (FINISHED, FINISHED[:8]):
+        run_alone(world, Request(1, prompt, {}, None), [])
+        world.end(world.live[0], is_insert=True)
+    assert world.tree.revived_tokens == 4
+    world.flush()
+    world.tree.evict(EvictParams(num_tokens=1))
+    world.check()
+
+
+def test_answers_stay_out_of_the_tree_where_that_is_asked_for() -> None:
+    world = World(16, disable_finished_insert=True)
+    run_alone(world, Request(1, FINISHED[:7], {}, None), [*FINISHED[7:], 6, 6])
+    world.end(world.live[0], is_insert=True)
+    world.check()
+    assert live_slots(world) == len(FINISHED[:7]) - 4
+
+
+def test_a_key_too_long_to_describe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memento_sgl.radix.LONGEST", 8)
+    world = World(15)
+    run_alone(world, Request(1, [5, 6, 7, 5, 6, 7], {}, None), [])
+    with pytest.raises(ConfigError, match="less than 8 tokens"):
+        run_alone(world, Request(2, [5, 6, 7, 5, 6, 7, 5, 6, 7], {}, None), [])
 
 
 def test_revived_blocks_go_before_anything_else() -> None:

@@ -161,3 +161,30 @@ def test_native_stream_ends_with_the_record(server: Served) -> None:
                 records.append(json.loads(line[6:])["meta_info"].get("memento"))
     assert records[-1] is not None
     assert records[:-1] == [None] * (len(records) - 1)
+
+
+def test_answers_can_be_constrained_while_blocks_are_evicted(client: openai.OpenAI) -> None:
+    shape = r"<think>\n(<\|block_start\|>[^<]+<\|block_end\|><\|summary_start\|>[a-z]=\d\d"
+    shape += r"<\|summary_end\|>\n)+</think>\n\{\"total\": \d\d\}"
+    body = {"regex": shape}
+    answer = ask(client, PROBLEMS[1], extra_body=body)
+    content = answer.choices[0].message.content
+    assert json.loads(content.rpartition("</think>")[2]).keys() == {"total"}
+    assert len(record_of(answer)["evicted_spans"]) >= 3
+
+
+def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"total": {"type": "integer"}, "sure": {"type": "boolean"}},
+        "required": ["total", "sure"],
+        "additionalProperties": False,
+    }
+    answer = ask(
+        client,
+        PROBLEMS[0],
+        response_format={"type": "json_schema", "json_schema": {"name": "s", "schema": schema}},
+    )
+    found = json.loads(answer.choices[0].message.content)
+    assert isinstance(found["total"], int)
+    assert isinstance(found["sure"], bool)
