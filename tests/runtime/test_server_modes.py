@@ -64,6 +64,17 @@ def test_restart_mode_with_overlap_and_forced_retraction(serve: Callable[..., Se
     )
     jobs = random_jobs(16, 31, {}, {"enable": False}, longest=260)
     assert server.verify_many(jobs, concurrency=8) > 5
+    # SGLang retracts the request with the shortest output. Beside a long one, that is the same one
+    # every three steps, before and after each of its evictions.
+    victims = random_jobs(5, 33)
+    beside = (victims[0][0], 1200, {"enable": False})
+    answers = server.generate_many([beside, *victims], concurrency=2)[1:]
+    assert any(
+        answer["meta_info"]["num_retractions"] > 10
+        and len(answer["meta_info"]["memento"]["evicted_spans"]) > 1
+        for answer in answers
+    )
+    assert server.verify_all(victims, answers) > 3
     server.assert_all_slots_free()
 
 
