@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import types
 
 import pytest
 
 pytest.importorskip("sglang")
 
-from memento_patches.guard import fingerprint, load_hook, problems
+from memento_patches.guard import fingerprint, load_hook, problems, resolve, unapplied
 from memento_patches.ledger import LEDGER, Seam, seams
 
 
@@ -119,6 +120,16 @@ def test_a_hook_that_was_not_applied_is_found() -> None:
     )
     assert done.returncode != 0
     assert "is not wrapped" in done.stderr
+
+
+def test_an_original_bound_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that imported the function before it was wrapped would go on calling it."""
+    target = LEDGER[0].target
+    module = types.ModuleType("imported_early")
+    vars(module)["mine"] = resolve(target)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = unapplied({target: resolve(target)}, {})
+    assert found == [f"{target} is still bound unpatched as imported_early.mine"]
 
 
 def test_roles() -> None:
