@@ -128,32 +128,29 @@ def _edit_rows(batch: Any, edits: list[RowEdit]) -> None:
 
 
 def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
-    """Apply every eviction whose point the computed part of a prompt has reached.
+    """Apply the eviction whose point the computed part of a prompt has reached, if any.
 
     Between two segments of a prefill: `prefix_indices` (the row so far) loses the span, and in
     restart mode the memento too, which the next segment computes again.
     """
     state: RequestState = req.memento
-    applied = False
-    while (upcoming := state.next_eviction) is not None:
-        rows = len(req.prefix_indices)
-        if state.row(upcoming.point) != rows:
-            break
-        start, end = state.row(upcoming.start), state.row(upcoming.end)
-        keep_end = state.row(upcoming.resume)
-        state.apply()
-        slots = req.prefix_indices
-        own = _leave_tree(req, upcoming, start, end, tree)
-        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
-        req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
-        lost = rows - len(req.prefix_indices)
-        req.kv_committed_len -= lost
-        req.kv.kv_allocated_len -= lost
-        req.already_computed -= lost
-        runtime.log_eviction(req, upcoming)
-        applied = True
-    if applied:
-        req._refresh_fill_ids()
+    upcoming = state.next_eviction
+    rows = len(req.prefix_indices)
+    if upcoming is None or state.row(upcoming.point) != rows:
+        return
+    start, end = state.row(upcoming.start), state.row(upcoming.end)
+    keep_end = state.row(upcoming.resume)
+    state.apply()
+    slots = req.prefix_indices
+    own = _leave_tree(req, upcoming, start, end, tree)
+    allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
+    req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
+    lost = rows - len(req.prefix_indices)
+    req.kv_committed_len -= lost
+    req.kv.kv_allocated_len -= lost
+    req.already_computed -= lost
+    runtime.log_eviction(req, upcoming)
+    req._refresh_fill_ids()
 
 
 def rows_to_next_point(req: Any) -> int | None:

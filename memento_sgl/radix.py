@@ -29,7 +29,6 @@ import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
-from memento_sgl.errors import ConfigError
 from memento_sgl.machine import Eviction
 from memento_sgl.radix_tree import LONGEST, Path, PrunableTree, encode_point, is_pruned
 from memento_sgl.request import RequestState
@@ -189,8 +188,7 @@ class PrunableRadixCache(PrunableTree):
     def _key(
         self, state: RequestState, tokens: array[int], length: int, extra_key: str | None
     ) -> RadixKey:
-        if length >= LONGEST:
-            raise ConfigError(f"memento caches prefixes of less than {LONGEST} tokens")
+        assert length < LONGEST  # `serving.enable` sees to it
         tokens = tokens[:length]
         for eviction in state.machine.evictions:
             if (point := eviction.point) < length:

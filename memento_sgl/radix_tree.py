@@ -27,7 +27,7 @@ from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
 
 FIELD = 20
-LONGEST = 1 << FIELD
+LONGEST = 1 << FIELD  # serving.LONGEST_CACHED
 """Logical tokens that a key can describe: three distances of 20 bits fit in one int64."""
 
 

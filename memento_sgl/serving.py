@@ -16,6 +16,7 @@ from memento_sgl.runtime import Settings
 logger = logging.getLogger(__name__)
 
 RADIX_BACKEND = "memento"
+LONGEST_CACHED = 1 << 20
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 # Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
@@ -147,6 +148,11 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     _refuse(server_args)
     model = server_args.get_model_config()
     refuse_model(model)
+    if model.context_len >= LONGEST_CACHED and not server_args.disable_radix_cache:
+        raise ConfigError(
+            f"memento caches prefixes of less than {LONGEST_CACHED} tokens: lower --context-length "
+            f"({model.context_len}) or add --disable-radix-cache"
+        )
     config = config.for_family(list(model.hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
     backend = server_args.attention_backend

@@ -26,18 +26,11 @@ def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
 def around_sample(
     original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any
 ) -> Any:
-    state = runtime.current()
+    caps = runtime.current().caps
+    if caps is None:
+        return original(runner, logits_output, forward_batch)
     slots = forward_batch.req_pool_indices
-    if state.caps is not None:
-        state.caps.constrain(slots, logits_output.next_token_logits)
-    rows = forward_batch.seq_lens
-    if state.evicting and forward_batch.forward_mode.is_extend():
-        # The seed of a token depends on its position, which upstream takes from the row here.
-        forward_batch.seq_lens = rows + state.offsets[slots].to(rows.dtype)
-    try:
-        tokens = original(runner, logits_output, forward_batch)
-    finally:
-        forward_batch.seq_lens = rows
-    if state.caps is not None:
-        state.caps.advance(slots, tokens)
+    caps.constrain(slots, logits_output.next_token_logits)
+    tokens = original(runner, logits_output, forward_batch)
+    caps.advance(slots, tokens)
     return tokens

@@ -245,8 +245,8 @@ LEDGER: tuple[Seam, ...] = (
         kind="AROUND",
         hook="forward:around_sample",
         role="scheduler",
-        why="length caps; seeds by logical position after a segmented prefill",
-        retire="logical positions upstream, custom constraints on the device",
+        why="length caps",
+        retire="custom constraints on the device",
         fingerprint="223dc64369624dc2",
     ),
     Seam(

@@ -1,0 +1,337 @@
+"""A pool, the real radix tree and requests, driven at random against a model of what KV is.
+
+The model: the KV of a token is identified by all tokens before it and by the evictions whose point
+had been reached when it was computed. Every slot remembers the identity that was written to it; a
+row must hold exactly the identities that its own sequence would have produced alone.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from memento_patches.schedule_batch import before_release_req
+from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
+from memento_sgl.markers import MarkerIds
+from memento_sgl.ownership import tree_slots
+from memento_sgl.radix import PrunableRadixCache
+from memento_sgl.request import RequestState
+from memento_sgl.runtime import Runtime, Settings
+
+MARKERS = MarkerIds(1, 2, 3, 4)
+LETTERS = (5, 6, 7)
+CONFIG = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {},
+    {},
+    {"keep_last_n_blocks": 1},
+    {"keep_last_n_blocks": -1},
+    {"keep_last_block_for_answer": True},
+    {"enable": False},
+)
+POOL = 220
+ROW = 160
+
+
+class Request:
+    """What the tree and the evictions touch of SGLang's request."""
+
+    return_logprob = False
+    logprob_start_len = -1
+    priority = 0
+
+    def __init__(self, rid: int, prompt: list[int], options: dict[str, Any], extra: str | None):
+        self.rid = rid
+        self.origin_input_ids = array("q", prompt)
+        self.output_ids = array("q")
+        self.extra_key = extra
+        self.options = options
+        parsed = RequestOptions.parse(options)
+        self.memento = RequestState(self.origin_input_ids, CONFIG, MARKERS, parsed)
+        self.full_untruncated_fill_ids = array("q")
+        self.forget_row()
+
+    def forget_row(self) -> None:
+        self.req_pool_idx: int | None = None
+        self.prefix_indices = torch.empty(0, dtype=torch.int64)
+        self.last_node: Any = None
+        self.cache_protected_len = 0
+        self.kv_committed_len = 0
+        self.already_computed = 0
+        self.kv = SimpleNamespace(kv_allocated_len=0)
+        self.extend_range = SimpleNamespace(end=0)
+        self.prefilling = True
+        self.void_step = False
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.origin_input_ids, *self.output_ids]
+
+    def finished(self) -> bool:
+        return False
+
+    def _compute_max_prefix_len(self, length: int) -> int:
+        return max(length - 1, 0)
+
+    def _refresh_fill_ids(self) -> None:
+        self.full_untruncated_fill_ids = self.memento.visible(
+            self.origin_input_ids + self.output_ids
+        )
+
+
+class World:
+    """A pool, a tree and live requests, driven at random."""
+
+    def __init__(self, seed: int, **cache: Any) -> None:
+        self.rng = random.Random(seed)
+        self.allocator = TokenToKVPoolAllocator(POOL, torch.float32, "cpu", None, False)
+        self.rows = ReqToTokenPool(16, ROW, "cpu", False)
+        params = CacheInitParams(False, self.rows, self.allocator, 1, **cache)
+        self.tree = PrunableRadixCache(params, MARKERS)
+        self.runtime = Runtime(Settings(CONFIG, MARKERS))
+        self.runtime.offsets = torch.zeros(17, dtype=torch.int64)
+        self.written: dict[int, Any] = {}
+        self.live: list[Request] = []
+        self.waiting: list[Request] = []
+        self.texts: list[list[int]] = [[5, 1, 6, 7, 2, 3, 5, 4, 6]]
+        self.hits = self.crossed = self.count = 0
+
+    # ---- the model
+
+    def identity(self, req: Request, index: int) -> Any:
+        ids = req.ids
+        reached = tuple(e for e in req.memento.machine.evictions if e.point <= index)
+        return tuple(ids[: index + 1]), reached, req.extra_key
+
+    def visible(self, req: Request, rows: int) -> list[int]:
+        gone = req.memento.machine.evictions[: req.memento.applied]
+        held = [
+            i
+            for i in range(rows + req.memento.evicted)
+            if not any(e.start <= i < e.end for e in gone)
+        ]
+        assert len(held) == rows
+        return held
+
+    def check(self) -> None:
+        owned = [self.allocator.free_pages, *tree_slots(self.tree)]
+        for req in self.live:
+            rows = req.kv_committed_len
+            row = self.rows.req_to_token[req.req_pool_idx, :rows].to(torch.int64)
+            owned.append(row[req.cache_protected_len :])
+            right = rows - req.void_step
+            for index, slot in zip(self.visible(req, right), row[:right].tolist(), strict=True):
+                assert self.written[slot] == self.identity(req, index), (req.rid, index)
+        slots = torch.cat(owned)
+        assert sorted(slots.tolist()) == list(range(1, POOL + 1))
+
+    # ---- steps
+
+    def step(self) -> None:
+        actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
+        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05)]
+        kinds, weights = zip(*actions, strict=True)
+        self.rng.choices(kinds, weights)[0]()
+        self.check()
+
+    def start(self) -> None:
+        """A prompt that continues a known text from anywhere, most often near a marker."""
+        if len(self.live) + len(self.waiting) >= 6:
+            return
+        text = self.rng.choice(self.texts)
+        near = [i + d for i, t in enumerate(text) if t < 5 for d in (0, 1, 2)]
+        cut = self.rng.choice(near or [1]) if self.rng.random() < 0.7 else len(text)
+        prompt = text[: max(1, min(cut, len(text)))] + self.some_tokens(self.rng.randint(0, 6))
+        extra = "other" if self.rng.random() < 0.1 else None
+        self.count += 1
+        self.waiting.append(Request(self.count, prompt, self.rng.choice(OPTIONS), extra))
+
+    def some_tokens(self, count: int) -> list[int]:
+        return [self.rng.choice((1, 2, 3, 4, *LETTERS, *LETTERS)) for _ in range(count)]
+
+    def resume(self) -> None:
+        """Match, lock, and begin to prefill a waiting request."""
+        if not self.waiting or not self.rows.free_slots:
+            return
+        req = self.waiting.pop(self.rng.randrange(len(self.waiting)))
+        req._refresh_fill_ids()
+        params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
+        for _ in range(self.rng.randint(1, 2)):  # the policy matches, then the prefill does
+            match = self.tree.match_prefix(params)
+        req.prefix_indices, req.last_node = match.device_indices, match.last_device_node
+        assert req.full_untruncated_fill_ids == req.memento.visible(array("q", req.ids))
+        assert -req.already_computed == req.memento.evicted
+        req.cache_protected_len = hit = len(req.prefix_indices)
+        self.hits += hit
+        self.crossed += req.memento.applied
+        req.kv_committed_len = req.kv.kv_allocated_len = hit
+        self.rows.alloc([req])
+        self.rows.write((req.req_pool_idx, slice(0, hit)), req.prefix_indices.to(torch.int32))
+        self.tree.inc_lock_ref(req.last_node)
+        self.live.append(req)
+
+    def take(self, count: int) -> Any:
+        if self.allocator.available_size() < count:
+            self.tree.evict(EvictParams(num_tokens=count - self.allocator.available_size()))
+        return self.allocator.alloc(count)
+
+    def advance(self) -> None:
+        """One chunk of prefill, or one decode step."""
+        if not self.live:
+            return
+        req = self.rng.choice(self.live)
+        left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        if req.prefilling:
+            self.prefill(req, left)
+        else:
+            self.decode(req)
+
+    def prefill(self, req: Request, left: int) -> None:
+        limit = rows_to_next_point(req)
+        count = min(left, self.rng.randint(1, 9), left if limit is None else limit)
+        slots = self.take(count)
+        if slots is None:
+            self.end(req, is_insert=False)
+            return
+        start = len(req.prefix_indices)
+        end = start + count
+        self.rows.write((req.req_pool_idx, slice(start, end)), slots.to(torch.int32))
+        req.kv_committed_len = req.kv.kv_allocated_len = end
+        for index, slot in zip(self.visible(req, end)[start:], slots.tolist(), strict=True):
+            self.written[slot] = self.identity(req, index)
+        req.extend_range.end = end
+        self.tree.cache_unfinished_req(req, chunked=count < left)
+        if count < left:
+            evict_prefix(self.runtime, req, self.allocator, self.tree)
+            kept = len(req.prefix_indices)  # the engine writes the row again with the next chunk
+            row = req.prefix_indices.to(torch.int32)
+            self.rows.write((req.req_pool_idx, slice(0, kept)), row)
+            left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            assert left > 0
+        else:
+            req.prefilling = False
+            self.sample(req)
+
+    def decode(self, req: Request) -> None:
+        if req in self.runtime.due:
+            self.evict_now(req)
+            self.runtime.replaying.discard(req)
+        if len(req.ids) >= ROW - 2:
+            self.end(req, is_insert=True)
+            return
+        if not self.compute(req, len(req.ids) - 1):
+            self.retract_request(req)
+            return
+        self.sample(req)
+
+    def evict_now(self, req: Request) -> None:
+        rows = req.kv_committed_len
+        batch = SimpleNamespace(
+            reqs=[req],
+            seq_lens=torch.tensor([rows]),
+            seq_lens_cpu=torch.tensor([rows]),
+            orig_seq_lens=torch.tensor([rows], dtype=torch.int32),
+            seq_lens_sum=rows,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            tree_cache=self.tree,
+        )
+        evict_running(self.runtime, batch)
+        req.void_step = False
+        req.memento.replay = None
+        assert int(batch.seq_lens[0]) == req.kv_committed_len == req.kv.kv_allocated_len
+
+    def compute(self, req: Request, index: int, *, wrong: bool = False) -> bool:
+        slots = self.take(1)
+        if slots is None:
+            return False
+        row = req.kv_committed_len
+        self.rows.write((req.req_pool_idx, slice(row, row + 1)), slots.to(torch.int32))
+        self.written[int(slots[0])] = "computed too early" if wrong else self.identity(req, index)
+        req.kv_committed_len = req.kv.kv_allocated_len = row + 1
+        return True
+
+    def sample(self, req: Request) -> None:
+        """Append a token; if it closes a memento, a step may be in flight that saw the block."""
+        state = req.memento.machine.state
+        grammar = {1: (2, *LETTERS, *LETTERS), 2: (3,), 3: (4, *LETTERS)}
+        well_formed = self.rng.random() < 0.9
+        choices = grammar.get(int(state), (1, *LETTERS)) if well_formed else range(1, 8)
+        req.output_ids.append(self.rng.choice(list(choices)))
+        if req.memento.observe(req.output_ids):
+            self.runtime.due.add(req)
+            if self.rng.random() < 0.5:
+                req.void_step = self.compute(req, len(req.ids) - 1, wrong=True)
+
+    def finish(self) -> None:
+        if self.live:
+            self.end(self.rng.choice(self.live), is_insert=self.rng.random() < 0.8)
+
+    def end(self, req: Request, *, is_insert: bool) -> None:
+        self.release(req, is_insert=is_insert)
+        if 2 < len(req.ids) < ROW - 20:
+            self.texts = [*self.texts[-7:], req.ids]
+
+    def release(self, req: Request, *, is_insert: bool) -> None:
+        self.tree.cache_finished_req(req, is_insert, kv_len_to_handle=req.kv_committed_len)
+        self.rows.free(req)
+        self.live.remove(req)
+        self.runtime.forget(req)
+        req.forget_row()
+
+    def retract(self) -> None:
+        running = [r for r in self.live if not r.prefilling]
+        if running:
+            self.retract_request(self.rng.choice(running))
+
+    def retract_request(self, req: Request) -> None:
+        before_release_req(req=req, tree_cache=self.tree)
+        self.release(req, is_insert=False)
+        self.waiting.append(req)
+
+    def evict(self) -> None:
+        wanted = self.rng.randint(1, 60)
+        before = self.allocator.available_size()
+        possible = self.tree.evictable_size()
+        self.tree.evict(EvictParams(num_tokens=wanted))
+        assert self.allocator.available_size() - before >= min(wanted, possible)
+
+    def flush(self) -> None:
+        if not self.live:
+            self.tree.reset()
+            self.allocator.clear()
+
+
+def run_alone(world: World, req: Request, output: list[int]) -> None:
+    """Take a request through prefill and the given output."""
+    world.waiting.append(req)
+    world.resume()
+    assert req in world.live
+    while req.prefilling:
+        world.prefill(req, len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
+        world.check()
+    req.output_ids.pop()  # what the world sampled
+    parsed = RequestOptions.parse(req.options)
+    state = RequestState(req.origin_input_ids, CONFIG, MARKERS, parsed)
+    state.restore(req.memento.applied)
+    req.memento = state
+    world.runtime.due.discard(req)
+    for token in output:
+        req.output_ids.append(token)
+        if req.memento.observe(req.output_ids):
+            world.runtime.due.add(req)
+            world.evict_now(req)
+            world.runtime.replaying.discard(req)
+        assert world.compute(req, len(req.ids) - 1)
+        world.check()
