@@ -34,6 +34,10 @@ check: setup  ## formatting, lint, types
 bench: setup  ## CPU benchmarks, ratios side by side
 	$(BIN)/python -m benchmarks.run
 
+bench-gpu: setup  ## the serving benchmark on this machine's GPU
+	$(BIN)/python -m pytest tests/gpu
+	$(BIN)/python -m benchmarks.serve
+
 demo-model: setup  ## train the embedded model again (2 cores, half an hour)
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.train
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.evaluate

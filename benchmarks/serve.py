@@ -2,7 +2,7 @@
 
 Both servers run at once and take turns, so that a noisy machine hurts both. Same prompts, same
 number of tokens (`ignore_eos`); "no markers" prompts make the model write no blocks to speak of.
-Absolute figures of a CPU mean nothing: read the ratios.
+Absolute figures of a CPU mean nothing: read the ratios. Takes the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.table import Table
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.server import running_server, serve_command
 from memento_sgl.demo.task import held_out
+from memento_sgl.environment import has_accelerator
 
 ROUNDS = 3
 REQUESTS = 16
@@ -60,10 +61,12 @@ def run(url: str, kind: str) -> tuple[float, list[dict[str, Any]]]:
 def main() -> None:
     console = Console()
     flags = ("--max-total-tokens", str(POOL), "--log-level", "warning")
+    cpu = ("--device", "cpu", "--attention-backend", "torch_native")
     commands = {
         "stock": [
             *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(MODEL_DIR)),
-            *("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32"),
+            *(() if has_accelerator() else cpu),
+            *("--dtype", "float32"),
             *flags,
         ],
         "memento": serve_command("demo", *flags),
