@@ -157,6 +157,8 @@ class Runtime:
         """After a prefill batch got its slots: their offsets and cap states."""
         states = [req.memento for req in batch.reqs]
         slots = [req.req_pool_idx for req in batch.reqs]
+        for req in batch.reqs:
+            req.cached_tokens_device = req.cached_tokens  # logical, and there is no other source
         if self.evicting or any(state.evicted for state in states):
             evicted = [state.evicted for state in states]
             self.set_offsets(slots, evicted)

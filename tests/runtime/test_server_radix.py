@@ -25,6 +25,8 @@ def flush(server: Served) -> None:
 
 def cached(answer: dict[str, Any]) -> int:
     found: int = answer["meta_info"]["cached_tokens"]
+    if found:
+        assert answer["meta_info"]["cached_tokens_details"]["device"] == found
     return found
 
 
