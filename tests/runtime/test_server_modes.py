@@ -35,6 +35,20 @@ def retractions(answers: list[dict[str, Any]]) -> int:
     return sum(answer["meta_info"]["num_retractions"] for answer in answers)
 
 
+def verify_retraction_after_evictions(server: Served, seed: int) -> None:
+    """SGLang retracts the request with the shortest output. Beside a long one, that is the same one
+    every three steps, before and after each of its evictions."""
+    victims = random_jobs(5, seed)
+    beside = (random_jobs(1, seed)[0][0], 1200, {"enable": False})
+    answers = server.generate_many([beside, *victims], concurrency=2)[1:]
+    assert any(
+        answer["meta_info"]["num_retractions"] > 10
+        and len(answer["meta_info"]["memento"]["evicted_spans"]) > 1
+        for answer in answers
+    )
+    assert server.verify_all(victims, answers) > 3
+
+
 def test_forced_retraction_without_overlap_and_evicted_delimiters(
     serve: Callable[..., Served],
 ) -> None:
@@ -49,7 +63,7 @@ def test_forced_retraction_without_overlap_and_evicted_delimiters(
     options = ({}, {"keep_last_n_blocks": 1}, {"enable": False}, {"max_block_tokens": 5})
     assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5
     assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5  # warm
-    assert server.verify_many(random_jobs(3, 22), concurrency=1) >= 0
+    verify_retraction_after_evictions(server, seed=23)
     server.assert_all_slots_free()
 
 
@@ -64,17 +78,7 @@ def test_restart_mode_with_overlap_and_forced_retraction(serve: Callable[..., Se
     )
     jobs = random_jobs(16, 31, {}, {"enable": False}, longest=260)
     assert server.verify_many(jobs, concurrency=8) > 5
-    # SGLang retracts the request with the shortest output. Beside a long one, that is the same one
-    # every three steps, before and after each of its evictions.
-    victims = random_jobs(5, 33)
-    beside = (victims[0][0], 1200, {"enable": False})
-    answers = server.generate_many([beside, *victims], concurrency=2)[1:]
-    assert any(
-        answer["meta_info"]["num_retractions"] > 10
-        and len(answer["meta_info"]["memento"]["evicted_spans"]) > 1
-        for answer in answers
-    )
-    assert server.verify_all(victims, answers) > 3
+    verify_retraction_after_evictions(server, seed=33)
     server.assert_all_slots_free()
 
 
@@ -88,12 +92,14 @@ def test_restart_mode_without_overlap_in_a_pool_too_small(serve: Callable[..., S
 
 
 def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
-    server = serve("pool", "qwen3", "--schedule-conservativeness", "0.1", pool=600)
-
-    jobs = random_jobs(16, 51, longest=260)
-    # With ignore_eos SGLang would reserve the worst case and never retract.
-    answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
-    assert retractions(answers) > 0
-    assert server.verify_all(jobs, answers) > 5
-    assert server.verify_many(jobs, concurrency=8) > 5  # warm
+    server = serve("pool", "qwen3", "--schedule-conservativeness", "0.01", pool=600)
+    # Two of these fill the pool, and eight are let in. With ignore_eos SGLang would reserve the worst
+    # case and never retract.
+    jobs = [(ids, 300, options) for ids, _, options in random_jobs(12, 51)]
+    found = 0
+    for _ in ("cold", "warm"):
+        answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
+        found += retractions(answers)
+        assert server.verify_all(jobs, answers) > 5
+    assert found > 0
     server.assert_all_slots_free()
