@@ -93,8 +93,8 @@ def test_restart_mode_without_overlap_in_a_pool_too_small(serve: Callable[..., S
 
 def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
     server = serve("pool", "qwen3", "--schedule-conservativeness", "0.01", pool=600)
-    # Two of these fill the pool, and eight are let in. With ignore_eos SGLang would reserve the worst
-    # case and never retract.
+    # Two of these fill the pool, and eight are let in. With ignore_eos SGLang would reserve the
+    # worst case and never retract.
     jobs = [(ids, 300, options) for ids, _, options in random_jobs(12, 51)]
     found = 0
     for _ in ("cold", "warm"):
