@@ -30,7 +30,8 @@ from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResul
 from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
 from memento_sgl.machine import Eviction
-from memento_sgl.radix_tree import LONGEST, Path, PrunableTree, encode_point, is_pruned
+from memento_sgl.radix_key import LONGEST, encode_point
+from memento_sgl.radix_tree import Path, PrunableTree, is_pruned
 from memento_sgl.request import RequestState
 
 
@@ -50,10 +51,10 @@ class PrunableRadixCache(PrunableTree):
         tokens = req.origin_input_ids + req.output_ids
         limit = req._compute_max_prefix_len(len(tokens)) if len(params.key) else 0
         path = self._walk(self._key(state, tokens, limit, req.extra_key))
-        length = _valid_length(path, state.machine.evictions)
-        node = self._node_at(path, length)
-        applied = [e for e in state.machine.evictions if e.point <= length]
-        slots = self._row_of(self._ancestors(node), applied)
+        path = path.until(_valid_length(path, state.machine.evictions))
+        node = self._last(path)
+        applied = [e for e in state.machine.evictions if e.point <= len(path)]
+        slots = self._row_of(path, applied)
         if state.restore(len(applied)):
             req.full_untruncated_fill_ids = array("q")
             req._refresh_fill_ids()
@@ -143,7 +144,7 @@ class PrunableRadixCache(PrunableTree):
         ]
         if duplicates:
             self.token_to_kv_pool_allocator.free(torch.cat(duplicates))
-        node = path.nodes[-1] if path.nodes else self.root_node
+        node = self._last(path)
         return Published(node, self._row_of(path, applied), usable)
 
     def _insert(
@@ -170,7 +171,7 @@ class PrunableRadixCache(PrunableTree):
                 self._revive(node, row[first : first + end - start])
             else:
                 known.append((first, first + end - start))
-        parent = path.nodes[-1] if path.nodes else self.root_node
+        parent = self._last(path)
         borders = [b for b in _borders(holes) if len(path) < b < len(key)]
         for end in [*borders, *([len(key)] if len(key) > len(path) else [])]:
             start = len(path)
@@ -180,6 +181,9 @@ class PrunableRadixCache(PrunableTree):
             path.nodes.append(parent)
             path.ends.append(end)
         return path, known
+
+    def _last(self, path: Path) -> TreeNode:
+        return path.nodes[-1] if path.nodes else self.root_node
 
     def _row(self, req: Any, start: int, end: int) -> torch.Tensor:
         row = self.req_to_token_pool.req_to_token[req.req_pool_idx, start:end]

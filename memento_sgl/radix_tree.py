@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -25,24 +26,7 @@ from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
 
 from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
-
-FIELD = 20
-LONGEST = 1 << FIELD  # serving.LONGEST_CACHED
-"""Logical tokens that a key can describe: three distances of 20 bits fit in one int64."""
-
-
-def encode_point(eviction: Eviction, by_block_start: bool) -> int:
-    """What stands in a key at an eviction point, a negative number: the span that went, seen from
-    there, and whether `<|block_start|>` or `<|summary_end|>` was the token."""
-    point, start, end, resume = eviction
-    packed = (point - start) << FIELD | (point - end)
-    packed = packed << FIELD | (point - resume)
-    return -1 - (packed << 1 | by_block_start)
-
-
-def is_block_start(encoded: int) -> bool:
-    """Which token an encoded eviction point stands for."""
-    return bool((-1 - encoded) & 1)
+from memento_sgl.radix_key import is_block_start
 
 
 class Path(NamedTuple):
@@ -59,6 +43,13 @@ class Path(NamedTuple):
         for node, end in zip(self.nodes, self.ends, strict=True):
             yield node, start, end
             start = end
+
+    def until(self, length: int) -> Path:
+        """The part that ends at logical `length`, where one of its nodes must end."""
+        count = bisect_right(self.ends, length)
+        part = Path(self.nodes[:count], self.ends[:count])
+        assert len(part) == length
+        return part
 
 
 def is_pruned(node: TreeNode) -> bool:
@@ -247,15 +238,6 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
             path.ends.append(done)
             key = key[taken:]
         return path
-
-    def _node_at(self, path: Path, length: int) -> TreeNode:
-        """The node that ends at logical `length` of a path; splits where none does."""
-        for node, start, end in path.spans():
-            if end == length:
-                return node
-            if end > length > start:
-                return self._split_node(node.key, node, length - start)
-        return self.root_node
 
     def _ancestors(self, node: TreeNode) -> Path:
         """The path to a node."""

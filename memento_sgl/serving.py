@@ -11,12 +11,12 @@ from memento_sgl.config import MementoConfig
 from memento_sgl.environment import excluded_from_sglang, misses_forced
 from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
+from memento_sgl.radix_key import LONGEST
 from memento_sgl.runtime import Settings
 
 logger = logging.getLogger(__name__)
 
 RADIX_BACKEND = "memento"
-LONGEST_CACHED = 1 << 20
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 # Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
@@ -148,11 +148,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     _refuse(server_args)
     model = server_args.get_model_config()
     refuse_model(model)
-    if model.context_len >= LONGEST_CACHED and not server_args.disable_radix_cache:
-        raise ConfigError(
-            f"memento caches prefixes of less than {LONGEST_CACHED} tokens: lower --context-length "
-            f"({model.context_len}) or add --disable-radix-cache"
-        )
+    if not server_args.disable_radix_cache:
+        refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
     backend = server_args.attention_backend
@@ -222,6 +219,15 @@ def refuse_model(model: Any) -> None:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
+
+
+def refuse_context(length: int) -> None:
+    """Raise ConfigError for a context too long for the keys of the radix tree."""
+    if length >= LONGEST:
+        raise ConfigError(
+            f"memento caches prefixes of less than {LONGEST} tokens: lower --context-length "
+            f"({length}) or add --disable-radix-cache"
+        )
 
 
 def _tokenizer(server_args: Any) -> Any:

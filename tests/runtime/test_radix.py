@@ -14,9 +14,11 @@ from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 
 from memento_sgl import serving
+from memento_sgl.errors import ConfigError
 from memento_sgl.machine import Eviction
 from memento_sgl.ownership import tree_slots
-from memento_sgl.radix_tree import LONGEST, encode_point, is_block_start, is_pruned
+from memento_sgl.radix_key import LONGEST, encode_point, is_block_start
+from memento_sgl.radix_tree import is_pruned
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -220,8 +222,10 @@ def test_answers_stay_out_of_the_tree_where_that_is_asked_for() -> None:
     assert live_slots(world) == len(FINISHED[:7]) - 4
 
 
-def test_the_longest_key_is_what_launch_allows() -> None:
-    assert serving.LONGEST_CACHED == LONGEST
+def test_a_context_longer_than_keys_is_refused_at_launch() -> None:
+    serving.refuse_context(LONGEST - 1)
+    with pytest.raises(ConfigError, match="lower --context-length"):
+        serving.refuse_context(LONGEST)
 
 
 def test_revived_blocks_go_before_anything_else() -> None:
