@@ -16,7 +16,6 @@ from memento_frontend.gauge import KvGauge
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # could steer the terminal
 BAR = 40  # characters
-TAIL = 600  # characters of the part that is being written
 
 
 class View:
@@ -38,11 +37,13 @@ class PlainView(View):
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._parts = Parts()
+        self._anything = False
 
     def add(self, event: e.Event, gauge: KvGauge) -> None:
         for part in self._parts.add(event):
-            self._line(part.label + ("" if part.whole else " (unfinished)"), part.text.strip())
-        if isinstance(event, e.Done):
+            self._anything = True
+            self._line(part.label, part.text.strip())
+        if isinstance(event, e.Done) and self._anything:
             self._line("end", ending(event))
             self._line("KV tokens", kv_line(gauge, event))
 
@@ -51,66 +52,74 @@ class PlainView(View):
 
 
 class LiveView(View):
-    """The open block streams; a closed one folds into its memento; the KV gauge moves."""
+    """The open block streams; once its memento closes it folds into it; the KV gauge moves."""
 
     def __init__(self, question: str, console: Console) -> None:
-        self._title = " ".join(question.split())[:90]
+        self._title = printable(" ".join(question.split()))[:90]
         self._console = console
-        self._live = Live(console=console, transient=True, refresh_per_second=12)
         self._parts = Parts()
         self._finished: list[Part] = []
         self._evicted: set[int] = set()
         self._gauge = KvGauge()
         self._done: e.Done | None = None
+        self._live = Live(
+            console=console, transient=True, refresh_per_second=12, get_renderable=self._now
+        )
 
     def __enter__(self) -> Self:
         self._live.start()
-        self._live.update(self._picture())
         return self
 
     def __exit__(self, *_error: object) -> None:
         self._live.stop()
-        if self._done is not None:
-            self._console.print(self._picture())
+        if self._finished and self._done is not None:
+            lines = [self._line(part) for part in self._finished if not part.folded]
+            end = Text(f"{ending(self._done)}; {kv_line(self._gauge, self._done)}", "dim")
+            self._console.print(self._panel([*lines, gauge_line(self._gauge), end]))
 
     def add(self, event: e.Event, gauge: KvGauge) -> None:
         self._gauge = gauge
-        self._finished += self._parts.add(event)
+        for part in self._parts.add(event):
+            if part.kind is e.MementoText and part.whole:
+                block = next(p for p in reversed(self._finished) if p.kind is e.BlockText)
+                block.folded, part.tokens = True, block.tokens
+            self._finished.append(part)
         if isinstance(event, e.BlockEvicted):
             self._evicted.add(event.number)
         elif isinstance(event, e.Done):
             self._done = event
-        self._live.update(self._picture())
 
-    def _picture(self) -> RenderableType:
-        lines = [line for part in self._finished if (line := self._folded(part)) is not None]
-        if self._done is None:
-            room = max(3, self._console.height - 14)
-            if len(lines) > room:
-                hidden = Text(f"... {len(lines) - room} earlier", style="dim")
-                lines = [hidden, *lines[-room:]]
-            if (part := self._parts.open) is not None and part.text.strip():
-                lines.append(_written(part))
-        lines.append(gauge_line(self._gauge))
-        if self._done is not None:
-            lines.append(Text(f"{ending(self._done)}; {kv_line(self._gauge, self._done)}", "dim"))
-        return Panel(Group(*lines), title=Text(printable(self._title)), title_align="left")
-
-    def _folded(self, part: Part) -> Text | None:
-        """A finished part; None: a block that has a memento now."""
-        if part.kind is e.BlockText and part.whole:
-            return None
-        line = _written(part, tail=None if part.kind is e.AnswerText else TAIL)
-        if part.kind is e.MementoText and part.whole:
-            block = next(
-                p
-                for p in reversed(self._finished)
-                if p.kind is e.BlockText and p.number == part.number
+    def _now(self) -> RenderableType:
+        """The picture while the stream runs, no higher than the terminal."""
+        rows = max(4, self._console.height - 6)
+        lines = [self._line(part) for part in self._finished if not part.folded]
+        part = self._parts.open
+        if part is None and not lines:
+            return self._panel([Text("waiting for the server", "dim")])
+        written: list[Text] = []
+        if part is not None and part.text.strip():
+            wrapped = _written(part, tail=4000).wrap(self._console, self._console.width - 4)
+            written = list(wrapped[-max(2, rows // 2) :])
+        for line in lines:
+            line.plain, line.no_wrap, line.overflow = (
+                line.plain.replace("\n", " "),
+                True,
+                "ellipsis",
             )
-            size = "" if block.tokens is None else f" {block.tokens} tokens"
-            fate = "evicted" if part.number in self._evicted else "kept"
-            line.append(f"   block of{size or ' text'} {fate}", style="dim")
-        return line
+        room = rows - len(written)
+        if len(lines) > room:
+            lines[:-room] = [Text(f"... {len(lines) - room} earlier", style="dim")]
+        return self._panel([*lines, *written, gauge_line(self._gauge)])
+
+    def _panel(self, lines: list[Text]) -> Panel:
+        return Panel(Group(*lines), title=Text(self._title), title_align="left")
+
+    def _line(self, part: Part) -> Text:
+        if part.kind is not e.MementoText or not part.whole:
+            return _written(part)
+        size = "" if part.tokens is None else f"{part.tokens} tokens "
+        fate = "evicted" if part.number in self._evicted else "kept"
+        return _written(part, note=f"{size}{fate}: ")
 
 
 @dataclass
@@ -122,14 +131,16 @@ class Part:
     text: str = ""
     tokens: int | None = None
     whole: bool = True  # not cut off or abandoned
+    folded: bool = False  # a block that its memento stands for
 
     @property
     def label(self) -> str:
-        if self.kind is e.BlockText:
-            return f"block {self.number + 1}"
-        if self.kind is e.MementoText:
-            return f"memento {self.number + 1}"
-        return "answer" if self.kind is e.AnswerText else "thought"
+        names = {
+            e.BlockText: f"block {self.number + 1}",
+            e.MementoText: f"memento {self.number + 1}",
+        }
+        name = names.get(self.kind, "answer" if self.kind is e.AnswerText else "thought")
+        return name if self.whole else f"{name} (unfinished)"
 
 
 @dataclass
@@ -157,8 +168,12 @@ class Parts:
                 done += self._close(tokens=event.tokens)
             case e.BlockAbandoned():
                 done += self._close(whole=False)
-            case e.ThoughtOpened() | e.ThoughtClosed():
+            case e.ThoughtOpened():
                 done += self._close()
+            case e.ThoughtClosed():
+                done += self._close(
+                    whole=self.open is None or self.open.kind not in (e.BlockText, e.MementoText)
+                )
             case e.Done():
                 done += self._close(whole=event.finish_reason == "stop")
         return done
@@ -171,13 +186,12 @@ class Parts:
         return [part]
 
 
-def _written(part: Part, tail: int | None = TAIL) -> Text:
+def _written(part: Part, *, note: str = "", tail: int | None = None) -> Text:
     styles = {e.BlockText: "yellow", e.MementoText: "green", e.AnswerText: "bold"}
     text = printable(part.text.strip())
     if tail is not None and len(text) > tail:
         text = "..." + text[-tail:]
-    label = part.label + ("" if part.whole else " (unfinished)")
-    return Text.assemble((f"{label:<11}", "dim"), (text, styles.get(part.kind, "dim")))
+    return Text.assemble((f"{part.label:<10} {note}", "dim"), (text, styles.get(part.kind, "dim")))
 
 
 def gauge_line(gauge: KvGauge) -> Text:
@@ -210,7 +224,8 @@ def kv_line(gauge: KvGauge, done: e.Done) -> str:
     """The accounting in one line."""
     record = done.accounting
     if record is None:
-        return "this server tells nothing about eviction"
+        ended = done.finish_reason is not None
+        return "this server tells nothing about eviction" if ended else "no record of eviction"
     peak, without = record["peak_kv_tokens"], record["peak_kv_tokens_without"]
     return (
         f"{len(record['evicted_spans'])} of {record['blocks']} blocks evicted "
