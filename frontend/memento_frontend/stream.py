@@ -137,6 +137,16 @@ class OpenAIParser(_Choice):
             self._record = records[own]
         return self._follow(self._pieces(choice, usage.get("completion_tokens")))
 
+    def finish(self) -> list[e.Event]:
+        if self._several and self._finish_reason is not None:
+            # The last usage is the sum of all choices, and what chunks told lacks a last token
+            # without text. The record covers all tokens but the last, which is never read.
+            self.output_tokens = None
+            if self._record is not None and self.prompt_tokens is not None:
+                total = self._record["final_kv_tokens_without"] + 1
+                self.output_tokens = total - self.prompt_tokens
+        return super().finish()
+
     def _pieces(self, choice: dict[str, Any], counted: int | None) -> list[e.Event]:
         delta = choice.get("delta") or {}
         reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
