@@ -263,7 +263,7 @@ def test_several_choices_one_parser_each() -> None:
 
 def test_tokens_are_unknown_rather_than_guessed() -> None:
     parts = [BS, "x", "x", BE, SS, "x", SE]
-    together = [parts[:2], parts[2:4], *([part] for part in parts[4:])]
+    together = [parts[:1], parts[1:4], *([part] for part in parts[4:])]
     chunks, count = [], 0
     for some in together:
         count += len(some)
