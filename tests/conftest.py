@@ -33,6 +33,7 @@ class Served:
     tokenizer: Any = dataclasses.field(repr=False)
     config: Any
     markers: Any
+    structure: Any
     log: Path
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -67,7 +68,15 @@ class Served:
 
         output, config = answer["output_ids"], self.merged(options)
         start = options.get("assistant_start")
-        wrong = check_greedy(self.model, ids, output, config, self.markers, assistant_start=start)
+        wrong = check_greedy(
+            self.model,
+            ids,
+            output,
+            config,
+            self.markers,
+            assistant_start=start,
+            structure=self.structure,
+        )
         clear = [mismatch for mismatch in wrong if mismatch.gap > TIE]
         assert not clear, clear[:3]
         record = answer["meta_info"].get("memento")
@@ -165,6 +174,7 @@ def serve(
 
     from memento_sgl.config import MementoConfig
     from memento_sgl.demo.server import running_server, serve_command
+    from memento_sgl.emission import resolve_structure
     from memento_sgl.markers import resolve_markers
 
     torch.set_num_threads(1)
@@ -204,6 +214,7 @@ def serve(
             tokenizer=tokenizer,
             config=settled,
             markers=resolve_markers(settled, tokenizer),
+            structure=resolve_structure(tokenizer, {tokenizer.eos_token_id}),
             log=log,
         )
         return current[name]
