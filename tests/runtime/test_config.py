@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
