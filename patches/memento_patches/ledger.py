@@ -214,6 +214,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="27862b721630c623",
     ),
     Seam(
+        target=f"{_BATCH}.ScheduleBatch.cumulate_penalty_output_tokens",
+        kind="AFTER",
+        hook="penalties:after_cumulate",
+        role="scheduler",
+        why="a step that is done again counts once for penalties",
+        retire="penalties that count tokens, not steps",
+        fingerprint="a715a7ca367dc440",
+    ),
+    Seam(
         target=f"{_POLICY}.add_one_req",
         kind="AROUND",
         hook="prefill:around_add_one_req",
