@@ -72,7 +72,7 @@ class Client:
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
             answer = httpx.get(address, headers=headers, timeout=10)
-            told, _markers = answer.json()["internal_states"][0]["_memento"]
+            told = answer.json()["internal_states"][0]["_memento"][0]
         except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
             return None  # not one of ours: then evictions are not known before the end
         known = {name: told[name] for name in MementoConfig.model_fields if name in told}

@@ -8,27 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from enum import Enum, auto
 
 from memento_frontend import events as e
 from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError
-from memento_sgl.machine import BlockMachine, Eviction, State
+from memento_sgl.machine import BlockMachine, Eviction, Phase, State
 from memento_sgl.markers import MarkerIds, TokenClass
 
-THINK, END_THINK = "<think>", "</think>"
 INSIDE = (State.BLOCK, State.CLOSED, State.MEMENTO)
+TAGS = ("think_start", "think_end")
 BLOCK_MARKERS = ("block_start", "block_end", "summary_start", "summary_end")
 
 Locate = Callable[[TokenClass, bool], int | None]
 """Which output token (1: the first) the marker just read is. The flag tells that nothing follows
 it in what was fed so far. None: not known."""
-
-
-class _Phase(Enum):
-    UNKNOWN = auto()  # no sign of a thought yet
-    THOUGHT = auto()
-    ANSWER = auto()
 
 
 class TextParser:
@@ -56,9 +49,8 @@ class TextParser:
         self._config = config or MementoConfig()
         self._locate = locate
         self._classes = _marker_strings(self._config)
-        names = sorted([*self._classes, THINK, END_THINK], key=len, reverse=True)
-        self._names = names
-        self._pattern = re.compile("|".join(map(re.escape, names)))
+        self._names = sorted(self._classes, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, self._names)))
         settled = {"mask_delimiters": self._config.mask_delimiters is True}
         self._machine = BlockMachine(
             MarkerIds(*list(TokenClass)[1:]),
@@ -67,7 +59,7 @@ class TextParser:
         )
         self._index = 0  # of the next made-up token
         self._pending = ""
-        self._phase = _Phase.THOUGHT if in_thought else _Phase.UNKNOWN
+        self._phase = Phase.THOUGHT if in_thought else Phase.BEFORE
         self._blank = True  # nothing but white space so far
         self._left = False  # </think> came inside the open block or memento
         self._reasoning = False  # the channel of the last piece
@@ -91,10 +83,10 @@ class TextParser:
         out = self._advance(final=True)
         self._reasoning = reasoning
         self._separated = True
-        if reasoning and self._phase is not _Phase.THOUGHT:
-            self._phase = _Phase.THOUGHT
+        if reasoning and self._phase is not Phase.THOUGHT:
+            self._phase = Phase.THOUGHT
             out.append(e.ThoughtOpened(""))
-        elif not reasoning and self._phase is _Phase.THOUGHT:
+        elif not reasoning and self._phase is Phase.THOUGHT:
             out.append(self._close_thought(""))
         return out
 
@@ -151,27 +143,29 @@ class TextParser:
             return [e.BlockText(text, number)]
         if state is State.MEMENTO and not self._left:
             return [e.MementoText(text, number)]
-        return [e.ThoughtText(text) if self._phase is _Phase.THOUGHT else e.AnswerText(text)]
+        return [e.ThoughtText(text) if self._phase is Phase.THOUGHT else e.AnswerText(text)]
 
     def _name(self, text: str) -> list[e.Event]:
         """A marker or a think tag."""
-        if text in self._classes:
-            return self._marker(text)
-        if text == THINK and self._blank and not self._separated:
-            self._phase, self._blank = _Phase.THOUGHT, False
+        cls = self._classes[text]
+        if cls not in (TokenClass.THINK_START, TokenClass.THINK_END):
+            return self._marker(text, cls)
+        if self._separated:
+            return self._plain(text)
+        if cls is TokenClass.THINK_START and self._blank:
+            self._phase, self._blank = Phase.THOUGHT, False
             return [e.ThoughtOpened(text)]
-        if text == END_THINK and self._phase is not _Phase.ANSWER and not self._separated:
+        if cls is TokenClass.THINK_END and self._phase is not Phase.ANSWER:
             return [self._close_thought(text)]
         return self._plain(text)
 
     def _close_thought(self, text: str) -> e.Event:
         # The rule does not know </think>: an open block stays open, but this is the answer now.
-        self._phase, self._blank = _Phase.ANSWER, False
+        self._phase, self._blank = Phase.ANSWER, False
         self._left = True
         return e.ThoughtClosed(text)
 
-    def _marker(self, text: str) -> list[e.Event]:
-        cls = self._classes[text]
+    def _marker(self, text: str, cls: TokenClass) -> list[e.Event]:
         position = self._locate(cls, not self._pending) if cls <= TokenClass.SUMMARY_END else None
         before = self._machine.state_before(self._index)
         number = len(self._machine.blocks)
@@ -183,8 +177,8 @@ class TextParser:
         opens = cls is TokenClass.BLOCK_START and after is State.BLOCK
         if before in INSIDE and (opens or after in (State.ROLE, State.NO_SECTION)):
             out.append(e.BlockAbandoned("", number))
-        if opens and self._phase is _Phase.UNKNOWN:
-            self._phase = _Phase.THOUGHT
+        if opens and self._phase is Phase.BEFORE:
+            self._phase = Phase.THOUGHT
             out.append(e.ThoughtOpened(""))
         if opens or after is not before:
             out.append(self._boundary(text, after, number, position))
@@ -226,7 +220,7 @@ class TextParser:
 
 
 def _marker_strings(config: MementoConfig) -> dict[str, TokenClass]:
-    names = [*BLOCK_MARKERS]
+    names = [*BLOCK_MARKERS, *TAGS]
     if config.require_assistant_section:
         names += ["im_start", "im_end"]
     strings = {getattr(config, f"{name}_token"): TokenClass[name.upper()] for name in names}
