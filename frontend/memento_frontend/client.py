@@ -81,7 +81,8 @@ class Client:
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(None, connect=10),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=256),
+            # The server drops idle connections after 5 seconds: be earlier.
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -174,7 +175,8 @@ class Client:
     ) -> Iterator[Output]:
         """As `generate`; yields everything so far, again and again. Closing it ends the request."""
         request = request_body(ids, sampling, memento, stream=True, **body)
-        text, output = "", []
+        text = ""
+        output: list[int] = []
         with self._tracked(request["rid"]), self._stream("/generate", request) as lines:
             for line in lines:
                 if not line.startswith("data: {"):

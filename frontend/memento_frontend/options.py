@@ -14,7 +14,7 @@ from memento_sgl.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling parameters of one part; None: what the program is run with, else SGLang's default."""
+    """Sampling parameters of one part; None: what `run()` was given, else SGLang's default."""
 
     temperature: float | None = None
     top_p: float | None = None

@@ -12,10 +12,7 @@ blocks as nodes without KV.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import sglang
@@ -26,27 +23,12 @@ from memento_frontend.client import THINK_END, Question
 from memento_frontend.endpoint import MementoEndpoint
 from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning
+from memento_frontend.votes import Vote, majority
 from memento_sgl.errors import ConfigError, EndpointError
 from memento_sgl.machine import State
 
 CLOSE = f"\n{THINK_END}"
 """What a program writes after its last permitted block, as training data has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Vote:
-    """Several attempts at one question.
-
-    Attributes:
-        answer: the one that most attempts gave, white space around it aside; of equally many the
-            first. Attempts without an answer have no vote.
-        votes: how many gave it; 0 if none gave any.
-        attempts: all of them, in order.
-    """
-
-    answer: str
-    votes: int
-    attempts: tuple[Reasoning, ...]
 
 
 def _reason(s: ProgramState, question: Question, options: Options | None = None) -> Reasoning:
@@ -74,7 +56,7 @@ def _vote(
 
 
 reason = sglang.function(_reason)
-"""Program: `reason.run(question, options, backend=MementoEndpoint(url)).ret_value` is a `Reasoning`.
+"""Program: `reason.run(question, options, backend=endpoint).ret_value` is a `Reasoning`.
 
 `question` is a text or a list of chat messages. Sampling parameters given to `run` hold where
 `options` leaves them open.
@@ -85,13 +67,6 @@ vote = sglang.function(_vote)
 
 The attempts run at the same time and share the prompt's KV. They differ by sampling only.
 """
-
-
-def majority(attempts: Sequence[Reasoning]) -> Vote:
-    """Count equal answers."""
-    answers = Counter(answer for attempt in attempts if (answer := attempt.answer.strip()))
-    answer, votes = answers.most_common(1)[0] if answers else ("", 0)
-    return Vote(answer, votes, tuple(attempts))
 
 
 def _endpoint(s: ProgramState) -> MementoEndpoint:
