@@ -47,15 +47,16 @@ def read_items(questions: Path | str | Iterable[str | Mapping[str, Any]]) -> lis
 
 
 def _lines(path: Path) -> list[Any]:
-    rows = []
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                rows.append(json.loads(line))
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path}:{number} is not valid JSON: {error}") from None
+    rows = []
+    for number, line in enumerate(lines[:-1] if not lines[-1] else lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}:{number} is not valid JSON: {error}") from None
     return rows
 
 

@@ -132,6 +132,19 @@ class Client:
         length: int = self._request("GET", "/v1/models")["data"][0]["max_model_len"]
         return length
 
+    def room(self, prompt: Sequence[int], wanted: int) -> int:
+        """How many of the `wanted` tokens the context leaves behind a prompt; at least 1.
+
+        Raises:
+            RefusedError: none at all.
+        """
+        left = self.context_length - len(prompt)
+        if left < 1:
+            raise RefusedError(
+                f"the prompt has {len(prompt)} tokens, the context ends at {self.context_length}"
+            )
+        return min(wanted, left)
+
     def machine(self, prompt: Sequence[int], assistant_start: int | None = None) -> BlockMachine:
         """The rule at the end of a prompt, in the state in which the server has it there."""
         start = section_start_of(prompt, self.config, self.markers, assistant_start)

@@ -45,8 +45,8 @@ def reason_in_one_call(
             if on_event is not None:
                 on_event(event)
 
-    left = client.context_length - len(prompt)
-    sampling = {"max_new_tokens": min(options.max_tokens, left), **options.block.given()}
+    left = client.room(prompt, options.max_tokens)
+    sampling = {"max_new_tokens": left, **options.block.given()}
     if on_event is None:
         sampling["stream_interval"] = QUIET_INTERVAL
     shape = options.answer_shape()

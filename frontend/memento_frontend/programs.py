@@ -89,6 +89,7 @@ class _Attempt:
         self._prompt = prompt
         self._prompt_text: str = s.text()
         self._options = options
+        self._most = self._client.room(prompt, options.max_tokens)
         self._output: list[int] = []
         self._machine = self._client.machine(prompt, options.server.get("assistant_start"))
         self._before = len(self._machine.blocks)
@@ -96,6 +97,7 @@ class _Attempt:
         self._calls = 0
         self._finish: str | None = None
         self._record: dict[str, Any] | None = None
+        self._recorded = 0  # logical tokens that the record is about
 
     def run(self) -> Reasoning:
         while self._finish is None:
@@ -109,7 +111,7 @@ class _Attempt:
             "finish_reason": {"type": self._finish},
         }
         if self._record is not None:
-            meta["memento"] = whole_record(self._record, len(self._prompt), self._length)
+            meta["memento"] = whole_record(self._record, len(self._prompt), self._recorded)
         text = self._s.text()[len(self._prompt_text) :]
         return assemble(self._client, self._prompt_text, text, self._output, meta)
 
@@ -136,8 +138,7 @@ class _Attempt:
     @property
     def _left(self) -> int:
         """Tokens that may still be generated."""
-        most = self._options.max_tokens - len(self._output)
-        return min(most, self._client.context_length - self._length)
+        return self._most - len(self._output)
 
     @property
     def _full(self) -> bool:
@@ -195,6 +196,7 @@ class _Attempt:
             peaks = (r.get("measured_peak_kv_tokens", 0) for r in (record, self._record))
             record = {**record, "measured_peak_kv_tokens": max(peaks)}
         self._record = record
+        self._recorded = self._length
 
     def _write(self, text: str) -> None:
         """Add text of the program's own."""
