@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import memento_frontend.commands
 import memento_frontend.commands_batch
 import memento_pipeline.commands
 import memento_pipeline.commands_text
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 memento_sgl.commands.register(app)
+memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memento_frontend.client import Question
+from memento_frontend.native import Question
 from memento_frontend.votes import Vote
 from memento_sgl.errors import ConfigError, DataError, StoreError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memento_frontend.client import Client
+from memento_frontend.native import Client
 from memento_frontend.collect import collect
 from memento_frontend.results import Reasoning
 from memento_frontend.stream import GenerateParser, read

@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from memento_frontend.answers_file import AnswersFile, Item, read_items
-from memento_frontend.client import Client, Question
+from memento_frontend.native import Client, Question
 from memento_frontend.one_call import check_one_call, reason_in_one_call
 from memento_frontend.options import Options
 from memento_frontend.results import Reasoning

@@ -1,277 +1,174 @@
-"""The native interface of an SGLang server: token ids in, token ids out. No torch, no SGLang.
-
-Text that goes through a tokenizer twice may come back as other tokens, and then nothing of a KV
-cache fits. So prompts are tokenised once, by the server and with its own chat template, and what
-it generated is sent back as the ids that it gave.
-"""
+"""One streamed question to any OpenAI-compatible server, with errors that say what to change."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import openai
 
 from memento_sgl.config import MementoConfig
-from memento_sgl.errors import EndpointError, RefusedError
-from memento_sgl.machine import BlockMachine, section_start_of
-from memento_sgl.markers import MarkerIds, resolve_markers
+from memento_sgl.environment import secret
+from memento_sgl.errors import ConfigError, ServerError
 
-DEFAULT_URL = "http://127.0.0.1:30000"
-THINK_END = "</think>"
-Question = str | Sequence[Mapping[str, Any]]
-"""A user message, or OpenAI chat messages."""
+DEFAULT_KEY_ENV = "MEMENTO_API_KEY"
+DEFAULT_URL = "http://127.0.0.1:30000/v1"
+UNDERSTOOD = (400, 422)  # the server read the request and did not like it
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What one call generated.
+class Question:
+    """What to ask and how. None leaves a choice to the server.
 
     Attributes:
-        ids: all token ids, the one that ended it included.
-        text: their text; without the end-of-sequence token, cut at a stop string.
-        meta: the server's `meta_info`.
+        model: None: the only one that is served.
+        key_env: variable that holds the API key; None: `MEMENTO_API_KEY` if it is set.
+        memento: the request's own options (docs/semantics.md).
     """
 
-    ids: tuple[int, ...]
     text: str
-    meta: dict[str, Any]
+    base_url: str = DEFAULT_URL
+    model: str | None = None
+    key_env: str | None = None
+    system: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    memento: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def finish(self) -> str | None:
-        """ "stop", "length" or "abort"; None while it goes on."""
-        reason = self.meta.get("finish_reason")
-        return None if reason is None else str(reason["type"])
-
-    @property
-    def matched(self) -> int | str | None:
-        """The token id or string that stopped it."""
-        reason = self.meta.get("finish_reason") or {}
-        found: int | str | None = reason.get("matched")
-        return found
+    def messages(self) -> list[dict[str, str]]:
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": self.text}]
 
 
 class Client:
-    """One server; may be shared by threads.
+    """A connection to `question.base_url`.
 
-    Args:
-        base_url: with or without `/v1`.
-        api_key: sent as bearer token.
-        config: the server's options as far as they name markers; only needed where they differ
-            from the defaults.
+    Raises:
+        ConfigError: the named variable holds no key; `base_url` is no address; from `stream` also
+            a model that is not served.
+        ServerError: from every method: nobody answers, or a refusal, with the server's reason.
     """
 
-    def __init__(
-        self,
-        base_url: str = DEFAULT_URL,
-        api_key: str | None = None,
-        config: MementoConfig | None = None,
-    ) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self.api_key = api_key
-        settings = {"enable": True, "mask_delimiters": False}
-        self.config = (config or MementoConfig()).model_copy(update=settings)
-        self._running: set[str] = set()
-        self._http = httpx.Client(
-            base_url=self.base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(None, connect=10),
-            # The server drops idle connections after 5 seconds: be earlier.
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
-        )
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._url = question.base_url.rstrip("/").removesuffix("/chat/completions")
+        if not self._url.startswith(("http://", "https://")):
+            raise ConfigError(f"--base-url {question.base_url!r}: expected http://HOST:PORT/v1")
+        key = secret(question.key_env or DEFAULT_KEY_ENV)
+        if key is None and question.key_env is not None:
+            raise ConfigError(f"the environment variable {question.key_env} holds no API key")
+        self._key = key or "none"
+        self._openai = openai.OpenAI(base_url=self._url, api_key=self._key)
 
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of a text."""
-        body = {"prompt": text, "add_special_tokens": add_special_tokens}
-        ids: list[int] = self._post("/tokenize", body)["tokens"]
-        return ids
+    def server_options(self) -> MementoConfig | None:
+        """The options of a Memento server; None where the server tells none."""
+        address = f"{self._url.removesuffix('/v1')}/server_info"
+        headers = {"Authorization": f"Bearer {self._key}"}
+        try:
+            answer = httpx.get(address, headers=headers, timeout=10)
+            told, _markers = answer.json()["internal_states"][0]["_memento"]
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+            return None  # not one of ours: then evictions are not known before the end
+        known = {name: told[name] for name in MementoConfig.model_fields if name in told}
+        return MementoConfig.parse(known)
 
-    def encode_chat(self, question: Question) -> list[int]:
-        """Token ids of a prompt in the server's chat template: those of `/v1/chat/completions`."""
-        messages = (
-            [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
-        )
-        ids: list[int] = self._post("/tokenize", {"messages": messages})["tokens"]
-        return ids
+    def stream(self) -> Generator[Any, None, None]:
+        """The chunks of the answer, as soon as the server sends them."""
+        with self._explained():
+            body = self._body(self._model())
+            while True:
+                try:
+                    stream = self._openai.chat.completions.create(**body)
+                    break
+                except openai.APIStatusError as error:
+                    body = _without_extra(body, error, self._question.memento)
+            with stream:
+                yield from stream
 
-    def decode(self, *pieces: Sequence[int]) -> list[str]:
-        """Text of each list of token ids, special tokens included."""
-        if not pieces:
-            return []
-        body = {"tokens": [list(piece) for piece in pieces], "skip_special_tokens": False}
-        texts: list[str] = self._post("/detokenize", body)["text"]
-        return texts
+    def _model(self) -> str:
+        wanted = self._question.model
+        try:
+            models = self._openai.with_options(max_retries=0).models.list()
+            served = [model.id for model in models]
+        except openai.NotFoundError:
+            if wanted is None:
+                raise ConfigError("the server does not list its models: give --model") from None
+            return wanted
+        if wanted is None:
+            if len(served) != 1:
+                raise ConfigError(f"give --model, one of: {', '.join(served)}")
+            return served[0]
+        if wanted not in served and wanted.partition(":")[0] not in served:  # NAME:ADAPTER
+            raise ConfigError(f"--model {wanted!r} is not served there, but: {', '.join(served)}")
+        return wanted
 
-    def convert_ids_to_tokens(self, ids: int) -> str:
-        """The text of one token; with `encode` what `resolve_markers` asks of a tokenizer."""
-        return self.decode([ids])[0]
+    def _body(self, model: str) -> dict[str, Any]:
+        question = self._question
+        options = {
+            "temperature": question.temperature,
+            "top_p": question.top_p,
+            "max_tokens": question.max_tokens,
+            "seed": question.seed,
+        }
+        return {
+            "model": model,
+            "messages": question.messages,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "extra_body": {"custom_params": {"memento": question.memento | {"show_markers": True}}},
+        } | {name: value for name, value in options.items() if value is not None}
 
-    @cached_property
-    def markers(self) -> MarkerIds:
-        """Token ids of the markers.
-
-        Raises:
-            MarkerError: this model's tokenizer does not have them.
-        """
-        return resolve_markers(self.config, self)
-
-    @cached_property
-    def think_end(self) -> int | None:
-        """Token id of `</think>`; None where it is several tokens."""
-        ids = self.encode(THINK_END)
-        return ids[0] if len(ids) == 1 else None
-
-    @cached_property
-    def context_length(self) -> int:
-        """Most logical tokens of a request, prompt included."""
-        length: int = self._request("GET", "/v1/models")["data"][0]["max_model_len"]
-        return length
-
-    def room(self, prompt: Sequence[int], wanted: int) -> int:
-        """How many of the `wanted` tokens the context leaves behind a prompt; at least 1.
-
-        Raises:
-            RefusedError: none at all.
-        """
-        left = self.context_length - len(prompt)
-        if left < 1:
-            raise RefusedError(
-                f"the prompt has {len(prompt)} tokens, the context ends at {self.context_length}"
-            )
-        return min(wanted, left)
-
-    def machine(self, prompt: Sequence[int], assistant_start: int | None = None) -> BlockMachine:
-        """The rule at the end of a prompt, in the state in which the server has it there."""
-        start = section_start_of(prompt, self.config, self.markers, assistant_start)
-        machine = BlockMachine(self.markers, self.config, section_start=start)
-        machine.feed_all(prompt)
-        return machine
-
-    def info(self) -> dict[str, Any]:
-        """The server's `/server_info`."""
-        return self._request("GET", "/server_info")
-
-    def generate(
-        self,
-        ids: Sequence[int],
-        sampling: Mapping[str, Any],
-        memento: Mapping[str, Any] | None = None,
-        **body: Any,
-    ) -> Output:
-        """Continue `ids`.
-
-        Args:
-            sampling: SGLang's sampling parameters.
-            memento: the request's overrides (docs/semantics.md).
-            body: further fields of `/generate`.
-
-        Raises:
-            RefusedError: this request cannot be served; the message is the server's.
-            EndpointError: the server is not there, or serves nobody now.
-        """
-        request = request_body(ids, sampling, memento, **body)
-        with self._tracked(request["rid"]):
-            answer = self._post("/generate", request)
-        return Output(tuple(answer["output_ids"]), answer["text"], answer["meta_info"])
-
-    def stream(
-        self,
-        ids: Sequence[int],
-        sampling: Mapping[str, Any],
-        memento: Mapping[str, Any] | None = None,
-        **body: Any,
-    ) -> Iterator[Output]:
-        """As `generate`; yields everything so far, again and again. Closing it ends the request."""
-        request = request_body(ids, sampling, memento, stream=True, **body)
-        text = ""
-        output: list[int] = []
-        with self._tracked(request["rid"]), self._stream("/generate", request) as lines:
-            for line in lines:
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    raise _refusal(int(chunk["error"].get("code", 400)), chunk["error"]["message"])
-                new, meta = chunk["output_ids"], chunk["meta_info"]
-                # Incremental if the server was started so; else each chunk holds everything.
-                whole = len(new) == meta["completion_tokens"]
-                output = new if whole else output + new
-                text = chunk["text"] if whole else text + chunk["text"]
-                yield Output(tuple(output), text, meta)
-
-    def abort(self) -> None:
-        """End the running requests of this client; each returns what it has, finish "abort"."""
-        for rid in tuple(self._running):
-            self._http.post("/abort_request", json={"rid": rid})
-
-    @contextlib.contextmanager
-    def _tracked(self, rid: str) -> Iterator[None]:
-        self._running.add(rid)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the `openai` package in words for the user."""
         try:
             yield
-        finally:
-            self._running.discard(rid)
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._request("POST", path, json=body)
-
-    def _request(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        with self._connected():
-            response = self._http.request(method, path, **options)
-        if response.status_code != 200:
-            raise _refusal(response.status_code, _reason(response))
-        answer: dict[str, Any] = response.json()
-        return answer
-
-    @contextlib.contextmanager
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Iterator[str]]:
-        with self._connected(), self._http.stream("POST", path, json=body) as response:
-            if response.status_code != 200:
-                response.read()
-                raise _refusal(response.status_code, _reason(response))
-            yield response.iter_lines()
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPError as error:
-            raise EndpointError(
-                f"no answer from {self.base_url} ({error}): start a server with `memento serve "
-                "MODEL`, or name the one that runs"
+        except openai.APIConnectionError as error:
+            raise ServerError(
+                f"no answer from {self._url} ({error.__cause__ or error}): start a server, for "
+                "example `memento serve demo`, or name another with --base-url"
             ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise ServerError(
+                f"{self._url} does not accept the API key ({_reason(error)}): give the variable "
+                "that holds it with --api-key-env"
+            ) from None
+        except openai.APIStatusError as error:
+            raise ServerError(
+                f"{self._url} refused ({error.status_code}): {_reason(error)}"
+            ) from None
+        except (openai.APIError, httpx.HTTPError) as error:
+            raise ServerError(f"{self._url} broke the answer off: {error}") from None
 
 
-def request_body(
-    ids: Sequence[int],
-    sampling: Mapping[str, Any],
-    memento: Mapping[str, Any] | None = None,
-    **body: Any,
+def _without_extra(
+    body: dict[str, Any], error: openai.APIStatusError, asked: dict[str, Any]
 ) -> dict[str, Any]:
-    """Body of a `/generate` request with a request id of its own."""
-    params: dict[str, Any] = {"skip_special_tokens": False, **sampling}
-    if memento:
-        params["custom_params"] = {"memento": dict(memento)}
-    return {"rid": uuid.uuid4().hex, "input_ids": list(ids), "sampling_params": params, **body}
+    """The request without what this server does not know and the user did not ask for.
+
+    Raises:
+        openai.APIStatusError: the refusal has another reason.
+    """
+    reason = _reason(error) if error.status_code in UNDERSTOOD else ""
+    custom = body.get("extra_body", {}).get("custom_params", {}).get("memento", {})
+    usage = body.get("stream_options", {})
+    if "show_markers" in reason and "show_markers" in custom:
+        return body | {"extra_body": {"custom_params": {"memento": asked}} if asked else {}}
+    if "custom_params" in reason and custom and not asked:
+        return body | {"extra_body": {}}
+    if "continuous_usage_stats" in reason and len(usage) > 1:
+        return body | {"stream_options": {"include_usage": True}}
+    if "stream_options" in reason and usage:
+        return {name: value for name, value in body.items() if name != "stream_options"}
+    raise error
 
 
-def _reason(response: httpx.Response) -> str:
-    try:
-        body = response.json()
-    except ValueError:
-        return response.text[:500]
-    error = body.get("error", body) if isinstance(body, dict) else body
-    message = error.get("message", error) if isinstance(error, dict) else error
-    return str(message)
-
-
-def _refusal(status: int, reason: str) -> EndpointError:
-    """A status that concerns one request, or everybody (key, overload, no such interface)."""
-    if status in (401, 403, 404, 408, 429, 502, 503, 504):
-        return EndpointError(f"the server answered HTTP {status}: {reason}")
-    return RefusedError(f"the server refused (HTTP {status}): {reason}")
+def _reason(error: openai.APIError) -> str:
+    found = error.body.get("message") if isinstance(error.body, dict) else error.body
+    return str(found or error.message)

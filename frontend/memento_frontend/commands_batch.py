@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
-from memento_frontend.client import DEFAULT_URL
+from memento_frontend.native import DEFAULT_URL
 
 HELP = """Answer a file of questions with a running server.
 
@@ -86,7 +86,7 @@ def batch(
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
     from memento_frontend.batch import run_batch
-    from memento_frontend.client import Client
+    from memento_frontend.native import Client
     from memento_sgl.environment import secret
     from memento_sgl.errors import MementoError, StoppedError, StoreError
 

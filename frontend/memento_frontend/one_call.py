@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memento_frontend.assemble import parser
-from memento_frontend.client import Client, Output, Question
+from memento_frontend.native import Client, Output, Question
 from memento_frontend.collect import ReasoningBuilder
 from memento_frontend.events import Event
 from memento_frontend.options import Options

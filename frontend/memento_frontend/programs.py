@@ -19,7 +19,7 @@ import sglang
 from sglang.lang.interpreter import ProgramState
 
 from memento_frontend.assemble import assemble, whole_record
-from memento_frontend.client import THINK_END, Question
+from memento_frontend.native import THINK_END, Question
 from memento_frontend.endpoint import MementoEndpoint
 from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning
