@@ -245,7 +245,7 @@ LEDGER: tuple[Seam, ...] = (
         kind="AROUND",
         hook="forward:around_sample",
         role="scheduler",
-        why="length caps",
+        why="constrained emission",
         retire="custom constraints on the device",
         fingerprint="223dc64369624dc2",
     ),
