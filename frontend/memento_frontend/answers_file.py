@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memento_frontend.native import Question
+from memento_frontend.native import Prompt
 from memento_frontend.votes import Vote
 from memento_sgl.errors import ConfigError, DataError, StoreError
 
@@ -22,7 +22,7 @@ class Item:
     """One question; `row` is what was given."""
 
     id: str
-    question: Question
+    question: Prompt
     row: dict[str, Any]
 
 

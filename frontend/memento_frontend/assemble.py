@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memento_frontend.native import Client
 from memento_frontend.collect import collect
+from memento_frontend.native import NativeClient
 from memento_frontend.results import Reasoning
 from memento_frontend.stream import GenerateParser, read
 from memento_sgl.accounting import kv_curve
 from memento_sgl.machine import Eviction
 
 
-def parser(client: Client, prompt_text: str) -> GenerateParser:
+def parser(client: NativeClient, prompt_text: str) -> GenerateParser:
     """A parser for what follows this prompt."""
     in_thought = prompt_text.rstrip().endswith("<think>")
     return GenerateParser(client.config, in_thought=in_thought, markers=client.markers)
 
 
 def assemble(
-    client: Client, prompt_text: str, text: str, ids: Sequence[int], meta: dict[str, Any]
+    client: NativeClient, prompt_text: str, text: str, ids: Sequence[int], meta: dict[str, Any]
 ) -> Reasoning:
     """Take apart what a program wrote behind its prompt.
 

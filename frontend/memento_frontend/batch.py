@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from memento_frontend.answers_file import AnswersFile, Item, read_items
-from memento_frontend.native import Client, Question
+from memento_frontend.native import NativeClient, Prompt
 from memento_frontend.one_call import check_one_call, reason_in_one_call
 from memento_frontend.options import Options
 from memento_frontend.results import Reasoning
@@ -36,7 +36,7 @@ from memento_sgl.errors import (
 )
 
 ABORT_INTERVAL = 0.2  # seconds
-Ask = Callable[[Question], Sequence[Reasoning]]
+Ask = Callable[[Prompt], Sequence[Reasoning]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class BatchSummary:
 def run_batch(
     questions: Path | str | Iterable[str | Mapping[str, Any]],
     out: Path | str,
-    client: Client,
+    client: NativeClient,
     options: Options | None = None,
     *,
     attempts: int = 1,
@@ -98,7 +98,7 @@ def run_batch(
         return BatchSummary(len(items), len(earlier), answers.answered, answers.failed)
 
 
-def _ask(client: Client, options: Options, attempts: int, one_call: bool) -> Ask:
+def _ask(client: NativeClient, options: Options, attempts: int, one_call: bool) -> Ask:
     if one_call:
         check_one_call(client, options)
         return lambda question: [
@@ -118,10 +118,11 @@ def _ask(client: Client, options: Options, attempts: int, one_call: bool) -> Ask
     )
 
 
-def _probe(client: Client, options: Options) -> None:
+def _probe(client: NativeClient, options: Options) -> None:
     """One token with all options: what the server does not take fails here, not per question."""
     parts = (options.block, options.memento, options.answer)
-    prompt = client.encode_chat("?")
+    # Behind a thought, where answers are shaped.
+    prompt = client.encode_chat("?") + client.encode("<think>\n</think>")
     for sampling in dict.fromkeys(parts):
         body = {"max_new_tokens": 1, **sampling.given(), **options.answer_shape()}
         try:
@@ -134,7 +135,7 @@ class _Run:
     """The questions of one run, in threads that write what they get."""
 
     def __init__(
-        self, ask: Ask, client: Client, answers: AnswersFile, total: int, progress: bool
+        self, ask: Ask, client: NativeClient, answers: AnswersFile, total: int, progress: bool
     ) -> None:
         self._ask = ask
         self._client = client

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
+from memento_frontend.client import DEFAULT_KEY_ENV
 from memento_frontend.native import DEFAULT_URL
 
 HELP = """Answer a file of questions with a running server.
@@ -42,7 +43,11 @@ def batch(
     ] = DEFAULT_URL,
     api_key_env: Annotated[
         str | None,
-        Option("--api-key-env", help="Variable with its key.", rich_help_panel=SERVER),
+        Option(
+            "--api-key-env",
+            help="NAME of the variable that holds the key; default MEMENTO_API_KEY.",
+            rich_help_panel=SERVER,
+        ),
     ] = None,
     concurrency: Annotated[
         int, Option("--concurrency", help="Questions at once.", min=1, rich_help_panel=SERVER)
@@ -86,17 +91,19 @@ def batch(
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
     from memento_frontend.batch import run_batch
-    from memento_frontend.native import Client
+    from memento_frontend.native import NativeClient
     from memento_sgl.environment import secret
-    from memento_sgl.errors import MementoError, StoppedError, StoreError
+    from memento_sgl.errors import ConfigError, MementoError, StoppedError, StoreError
 
     say = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        key = secret(values["api_key_env"]) if values["api_key_env"] else None
+        key = secret(values["api_key_env"] or DEFAULT_KEY_ENV)
+        if key is None and values["api_key_env"]:
+            raise ConfigError(f"the environment variable {values['api_key_env']} holds no API key")
         summary = run_batch(
             values["questions"],
             values["out"],
-            Client(values["base_url"], key),
+            NativeClient(values["base_url"], key),
             _options(values),
             progress=not values["quiet"],
             **{name: values[name] for name in ("attempts", "one_call", "concurrency")},

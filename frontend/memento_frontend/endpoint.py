@@ -26,7 +26,7 @@ from sglang.lang.choices import (
 from sglang.lang.interpreter import ProgramState, StreamExecutor
 from sglang.lang.ir import SglSamplingParams
 
-from memento_frontend.native import DEFAULT_URL, THINK_END, Client, Output, Question
+from memento_frontend.native import DEFAULT_URL, THINK_END, NativeClient, Output, Prompt
 from memento_sgl.errors import ConfigError
 
 # Among the variables of a program, because those are what its forks take along.
@@ -59,10 +59,10 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         base_url: str = DEFAULT_URL,
         api_key: str | None = None,
         *,
-        client: Client | None = None,
+        client: NativeClient | None = None,
         chat_template_name: str | None = None,
     ) -> None:
-        self.client = client or Client(base_url, api_key)
+        self.client = client or NativeClient(base_url, api_key)
         self.client.info()  # says clearly what is wrong
         super().__init__(
             self.client.base_url,
@@ -72,7 +72,7 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         self.support_concate_and_append = False
 
     def begin(
-        self, s: ProgramState, question: Question, options: Mapping[str, Any] | None = None
+        self, s: ProgramState, question: Prompt, options: Mapping[str, Any] | None = None
     ) -> tuple[int, ...]:
         """Start a program with a prompt in the server's chat template, assistant turn open.
 

@@ -24,7 +24,7 @@ from memento_sgl.markers import MarkerIds, resolve_markers
 
 DEFAULT_URL = "http://127.0.0.1:30000"
 THINK_END = "</think>"
-Question = str | Sequence[Mapping[str, Any]]
+Prompt = str | Sequence[Mapping[str, Any]]
 """A user message, or OpenAI chat messages."""
 
 
@@ -56,7 +56,7 @@ class Output:
         return found
 
 
-class Client:
+class NativeClient:
     """One server; may be shared by threads.
 
     Args:
@@ -77,7 +77,7 @@ class Client:
         settings = {"enable": True, "mask_delimiters": False}
         self.config = (config or MementoConfig()).model_copy(update=settings)
         self._running: set[str] = set()
-        self._http = httpx.Client(
+        self._http = httpx.NativeClient(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(None, connect=10),
@@ -91,7 +91,7 @@ class Client:
         ids: list[int] = self._post("/tokenize", body)["tokens"]
         return ids
 
-    def encode_chat(self, question: Question) -> list[int]:
+    def encode_chat(self, question: Prompt) -> list[int]:
         """Token ids of a prompt in the server's chat template: those of `/v1/chat/completions`."""
         messages = (
             [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
@@ -119,12 +119,6 @@ class Client:
             MarkerError: this model's tokenizer does not have them.
         """
         return resolve_markers(self.config, self)
-
-    @cached_property
-    def think_end(self) -> int | None:
-        """Token id of `</think>`; None where it is several tokens."""
-        ids = self.encode(THINK_END)
-        return ids[0] if len(ids) == 1 else None
 
     @cached_property
     def context_length(self) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from memento_frontend.assemble import parser
-from memento_frontend.native import Client, Output, Question
 from memento_frontend.collect import ReasoningBuilder
 from memento_frontend.events import Event
+from memento_frontend.native import NativeClient, Output, Prompt
 from memento_frontend.options import Options
 from memento_frontend.results import Reasoning
 from memento_sgl.errors import ConfigError
@@ -18,8 +18,8 @@ QUIET_INTERVAL = 64
 
 
 def reason_in_one_call(
-    client: Client,
-    question: Question,
+    client: NativeClient,
+    question: Prompt,
     options: Options | None = None,
     *,
     on_event: Callable[[Event], None] | None = None,
@@ -31,7 +31,7 @@ def reason_in_one_call(
 
     Raises:
         ConfigError: an option that one call cannot keep.
-        RefusedError, EndpointError: see `Client.generate`.
+        RefusedError, EndpointError: see `NativeClient.generate`.
     """
     options = options or Options()
     check_one_call(client, options)
@@ -58,7 +58,7 @@ def reason_in_one_call(
     return builder.reasoning()
 
 
-def check_one_call(client: Client, options: Options) -> None:
+def check_one_call(client: NativeClient, options: Options) -> None:
     """Raises ConfigError for what only a call per step can do."""
     if not options.block == options.memento == options.answer:
         raise ConfigError(

@@ -19,8 +19,8 @@ import sglang
 from sglang.lang.interpreter import ProgramState
 
 from memento_frontend.assemble import assemble, whole_record
-from memento_frontend.native import THINK_END, Question
 from memento_frontend.endpoint import MementoEndpoint
+from memento_frontend.native import THINK_END, Prompt
 from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning
 from memento_frontend.votes import Vote, majority
@@ -31,15 +31,13 @@ CLOSE = f"\n{THINK_END}"
 """What a program writes after its last permitted block, as training data has it."""
 
 
-def _reason(s: ProgramState, question: Question, options: Options | None = None) -> Reasoning:
+def _reason(s: ProgramState, question: Prompt, options: Options | None = None) -> Reasoning:
     options = options or Options()
     prompt = _endpoint(s).begin(s, question, options.request())
     return _Attempt(s, prompt, options).run()
 
 
-def _vote(
-    s: ProgramState, question: Question, attempts: int, options: Options | None = None
-) -> Vote:
+def _vote(s: ProgramState, question: Prompt, attempts: int, options: Options | None = None) -> Vote:
     if attempts < 1:
         raise ConfigError(f"attempts must be at least 1, not {attempts}")
     options = options or Options()
@@ -157,7 +155,7 @@ class _Attempt:
         last: bool = False,
     ) -> None:
         """One engine call; `</think>` ends every part of a thought."""
-        think_end = self._client.think_end
+        think_end = self._client.markers.think_end
         extra: dict[str, Any] = dict(self._options.answer_shape()) if last else {}
         if not last and think_end is None:
             extra["stop"] = [THINK_END]
@@ -188,7 +186,7 @@ class _Attempt:
         matched = reason.get("matched")
         if reason["type"] != "stop" or last or not (matched in stops or matched == THINK_END):
             self._finish = reason["type"]
-        elif matched in (self._client.think_end, THINK_END):
+        elif matched in (self._client.markers.think_end, THINK_END):
             self._thinking = False
         self._feed(meta["output_ids"])
         record = meta.get("memento")
