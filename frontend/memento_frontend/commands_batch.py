@@ -10,9 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
-from memento_frontend.client import DEFAULT_KEY_ENV
-from memento_frontend.native import DEFAULT_URL
-
 HELP = """Answer a file of questions with a running server.
 
 QUESTIONS is JSONL: objects with `question`, or `messages` of a chat, and an optional `id`. Results
@@ -31,6 +28,7 @@ One engine call per step of a thought is the default (needs the extra `serve` on
 Exit code: 0 all answered, 1 the server cannot be used, 2 usage, 3 some questions failed, 5 stopped
 early, 6 the output is in use, damaged or made with other settings, 130 interrupted.
 """
+DEFAULT_URL = "http://127.0.0.1:30000"
 ANSWER = "Answer"
 SERVER = "Server"
 
@@ -91,6 +89,7 @@ def batch(
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
     from memento_frontend.batch import run_batch
+    from memento_frontend.client import DEFAULT_KEY_ENV
     from memento_frontend.native import NativeClient
     from memento_sgl.environment import secret
     from memento_sgl.errors import ConfigError, MementoError, StoppedError, StoreError

@@ -77,7 +77,7 @@ class NativeClient:
         settings = {"enable": True, "mask_delimiters": False}
         self.config = (config or MementoConfig()).model_copy(update=settings)
         self._running: set[str] = set()
-        self._http = httpx.NativeClient(
+        self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(None, connect=10),
