@@ -131,9 +131,14 @@ class AnswersFile:
                     f"{self._path} answers another question {record['id']!r}: the questions have "
                     "changed; give another output file"
                 )
-        kept = [r for r in self._records if r["error"] is None or not retry_failed]
-        if len(kept) < len(self._records):
-            self._rewrite(kept)
+        again = {
+            number
+            for number, record in enumerate(self._records)
+            if retry_failed and record["error"] is not None
+        }
+        if again:
+            self._drop(again)
+        kept = [record for number, record in enumerate(self._records) if number not in again]
         asked = [record for record in kept if record["id"] in rows]
         self.failed = sum(record["error"] is not None for record in asked)
         self.answered = len(asked) - self.failed
@@ -159,23 +164,24 @@ class AnswersFile:
                 self.failed += 1
 
     def _read(self) -> list[dict[str, Any]]:
-        """Results so far; a line that a killed process left unfinished is cut off."""
+        """What each result is about; a line that a killed process left unfinished is cut off."""
         if not self._path.exists():
             return []
-        content = self._path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self._path, len(whole))
         records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                record["id"], record["input"], record["error"]
-            except (ValueError, KeyError, TypeError):
-                raise StoreError(
-                    f"{self._path}:{number} is no result of a batch: give another output file"
-                ) from None
-            records.append(record)
+        whole = 0
+        with self._path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    record = json.loads(line)
+                    records.append({name: record[name] for name in ("id", "input", "error")})
+                except (ValueError, KeyError, TypeError):
+                    raise StoreError(
+                        f"{self._path}:{number} is no result of a batch: give another output file"
+                    ) from None
+        os.truncate(self._path, whole)
         return records
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -195,11 +201,11 @@ class AnswersFile:
                 "another output file"
             )
 
-    def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def _drop(self, numbers: set[int]) -> None:
+        """Leave these lines out, counted from 0."""
         fresh = self._path.with_name(f"{self._path.name}.new")
-        with fresh.open("wb") as sink:
-            for record in records:
-                sink.write(_line(record))
+        with self._path.open("rb") as lines, fresh.open("wb") as sink:
+            sink.writelines(line for number, line in enumerate(lines) if number not in numbers)
             sink.flush()
             os.fsync(sink.fileno())
         self._out.close()

@@ -77,6 +77,7 @@ class NativeClient:
         settings = {"enable": True, "mask_delimiters": False}
         self.config = (config or MementoConfig()).model_copy(update=settings)
         self._running: set[str] = set()
+        self._texts: dict[int, str] = {}
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -109,7 +110,9 @@ class NativeClient:
 
     def convert_ids_to_tokens(self, ids: int) -> str:
         """The text of one token; with `encode` what `resolve_markers` asks of a tokenizer."""
-        return self.decode([ids])[0]
+        if ids not in self._texts:
+            self._texts[ids] = self.decode([ids])[0]
+        return self._texts[ids]
 
     @cached_property
     def markers(self) -> MarkerIds:
