@@ -99,7 +99,9 @@ class LiveView(View):
         written: list[Text] = []
         if part is not None and part.text.strip():
             wrapped = _written(part, tail=4000).wrap(self._console, self._console.width - 4)
-            written = list(wrapped[-max(2, rows // 2) :])
+            written = list(wrapped)
+            if len(written) > (most := max(2, rows // 2)):
+                written[:-most] = [Text(f"{part.label:<10} ...", "dim")]
         for line in lines:
             line.plain, line.no_wrap, line.overflow = (
                 line.plain.replace("\n", " "),
