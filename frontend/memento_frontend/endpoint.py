@@ -184,7 +184,13 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         self._handle_dtype_to_regex(params)
         values = {name: getattr(params, name) for name in LOGPROBS}
         body = {name: value for name, value in values.items() if value is not None}
-        return params.to_srt_kwargs(), body
+        sampling = params.to_srt_kwargs()
+        if OPTIONS in s.variables and isinstance(params.stop, (list, tuple)):
+            # begin() took the server's template: the stop strings of SGLang's own, which the
+            # interpreter adds to each gen, are no part of it.
+            added = self.chat_template.stop_str
+            sampling["stop"] = [stop for stop in params.stop if stop not in added]
+        return sampling, body
 
     def _trace(self, s: StreamExecutor) -> Trace:
         """The ids of all text so far: those known, and those of what the program has added."""

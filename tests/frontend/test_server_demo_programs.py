@@ -27,7 +27,7 @@ from memento_sgl.errors import ConfigError, EndpointError, RefusedError
 
 pytestmark = pytest.mark.server
 
-SMALL, MIDDLE, LARGE = held_out(3, sizes=(3, 8, 14))
+SMALL, MIDDLE, LARGE = held_out(3, sizes=(3, 5, 10))
 HISTORY = [
     *SMALL.messages,
     {"role": "assistant", "content": SMALL.output},
@@ -273,6 +273,25 @@ def test_what_was_generated_goes_back_as_it_was(
     assert twice.run(backend=endpoint).text() == "auserbuser"
     (a,), (b,) = client.encode("a"), client.encode("b")
     assert sent == [(a,), (a, *letters, b)]
+
+
+def test_only_the_servers_template_counts(
+    client: NativeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter adds stop strings of its own chat template to every gen."""
+    stops = []
+    generate = client.generate
+
+    def seen(ids: Any, sampling: Any, *rest: Any, **body: Any) -> Output:
+        stops.append(sampling.get("stop"))
+        return generate(ids, sampling, *rest, **body)
+
+    monkeypatch.setattr(client, "generate", seen)
+    endpoint = MementoEndpoint(client=client, chat_template_name="chatml")
+    assert endpoint.chat_template.stop_str
+    assert run(endpoint, SMALL.question, Options.greedy()).ret_value.answer == SMALL.answer
+    assert len(stops) > 8
+    assert not any(stops)
 
 
 def test_a_thought_may_end_with_several_tokens(
