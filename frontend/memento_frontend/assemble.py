@@ -14,9 +14,11 @@ from memento_sgl.machine import Eviction
 
 
 def parser(client: NativeClient, prompt_text: str) -> GenerateParser:
-    """A parser for what follows this prompt."""
+    """A parser for what follows this prompt. Evictions come from the server's record: only the
+    server knows all options in force."""
+    config = client.config.model_copy(update={"enable": False})
     in_thought = prompt_text.rstrip().endswith("<think>")
-    return GenerateParser(client.config, in_thought=in_thought, markers=client.markers)
+    return GenerateParser(config, in_thought=in_thought, markers=client.markers)
 
 
 def assemble(
