@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import Served
+from typer.testing import CliRunner
 
 pytest.importorskip("sglang")
 
@@ -22,6 +23,7 @@ from memento_frontend.batch import run_batch
 from memento_frontend.native import NativeClient
 from memento_frontend.options import Options
 
+from memento_sgl.cli import app
 from memento_sgl.demo.task import Problem, held_out
 from memento_sgl.errors import ConfigError, StoppedError, StoreError
 
@@ -135,17 +137,17 @@ def test_a_lost_server_stops_the_run(
     assert [results(out)[str(n)]["answer"] for n in range(1, 7)] == [p.answer for p in PROBLEMS]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("flags", [(), ("--one-call",)], ids=["steps", "one call"])
+@pytest.mark.parametrize(("how", "flags"), [(signal.SIGINT, ()), (signal.SIGKILL, ("--one-call",))])
 def test_a_command_that_is_ended_goes_on(
     server: Served, tmp_path: Path, how: signal.Signals, flags: tuple[str, ...]
 ) -> None:
     questions, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
     problems = held_out(8, sizes=(4, 24))
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows(problems)))
-    command = [sys.executable, "-m", "memento_sgl.cli", "batch", str(questions), "--out", str(out)]
-    command += ["--base-url", server.url, "--temperature", "0", "--concurrency", "2", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = ["batch", str(questions), "--out", str(out), "--base-url", server.url, *flags]
+    command += ["--temperature", "0", "--concurrency", "2"]
+    program = [sys.executable, "-m", "memento_sgl.cli"]
+    with subprocess.Popen([*program, *command], stderr=subprocess.PIPE, text=True) as process:
         while not out.exists() or not out.read_bytes():
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.05)
@@ -157,8 +159,8 @@ def test_a_command_that_is_ended_goes_on(
         server.assert_all_slots_free()  # its requests were ended
     before = results(out)
     assert 0 < len(before) < len(problems)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
     assert f"8 of 8 answered, 0 failed, {len(before)} from earlier" in done.stderr
     after = results(out)
     assert [after[str(n)]["answer"] for n in range(1, 9)] == [p.answer for p in problems]
@@ -166,19 +168,19 @@ def test_a_command_that_is_ended_goes_on(
 
 
 def test_the_command_says_what_is_wrong(server: Served, tmp_path: Path) -> None:
-    def said(*flags: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "memento_sgl.cli", "batch", "q.jsonl", "--out", "a.jsonl"]
-        done = subprocess.run(
-            [*command, *flags], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stderr
+    questions = tmp_path / "q.jsonl"
 
-    code, text = said("--base-url", server.url)
+    def said(url: str, *flags: str) -> tuple[int, str]:
+        command = ["batch", str(questions), "--out", str(tmp_path / "a.jsonl"), "--base-url", url]
+        done = CliRunner().invoke(app, [*command, *flags])
+        return done.exit_code, done.stderr
+
+    code, text = said(server.url)
     assert (code, "q.jsonl cannot be read: No such file" in text) == (2, True)
-    (tmp_path / "q.jsonl").write_text('"What?"\n')
-    code, text = said("--base-url", "http://127.0.0.1:9")
+    questions.write_text('"What?"\n')
+    code, text = said("http://127.0.0.1:9")
     assert (code, "no answer from http://127.0.0.1:9" in text) == (1, True)
-    code, text = said("--base-url", server.url, "--one-call", "--max-blocks", "2")
+    code, text = said(server.url, "--one-call", "--max-blocks", "2")
     assert (code, 'max_blocks needs constrain="strict"' in text) == (2, True)
-    code, text = said("--base-url", server.url, "--api-key-env", "NO_SUCH_KEY")
+    code, text = said(server.url, "--api-key-env", "NO_SUCH_KEY")
     assert (code, "NO_SUCH_KEY holds no API key" in text) == (2, True)
