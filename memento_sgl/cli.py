@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import memento_frontend.commands
+import memento_frontend.commands_batch
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 memento_sgl.commands.register(app)
 memento_frontend.commands.register(app)
+memento_frontend.commands_batch.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 

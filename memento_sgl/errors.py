@@ -7,7 +7,7 @@ MementoError
 ├── ServerError           a server that refused a request or broke an answer off
 ├── PatchError            a seam of SGLang that is missing, changed or not wrapped
 ├── DataError             an input row, file or checkpoint that cannot be used (ValueError)
-└── PipelineError         `memento convert` and its stages
+└── PipelineError         work on many rows: `memento convert` and its stages, `memento batch`
     ├── StoreError        the work folder is locked, damaged or made with other settings
     ├── EndpointError     an LLM endpoint refused or failed for good
     │   └── RefusedError  it refused this one request (too long, filtered); others may go on
