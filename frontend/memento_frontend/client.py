@@ -15,7 +15,6 @@ from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError, ServerError
 
 DEFAULT_KEY_ENV = "MEMENTO_API_KEY"
-DEFAULT_URL = "http://127.0.0.1:30000/v1"
 UNDERSTOOD = (400, 422)  # the server read the request and did not like it
 
 
@@ -30,7 +29,7 @@ class Question:
     """
 
     text: str
-    base_url: str = DEFAULT_URL
+    base_url: str
     model: str | None = None
     key_env: str | None = None
     system: str | None = None

@@ -57,6 +57,7 @@ def chat(client: openai.OpenAI, **options: Any) -> Any:
         max_tokens=1000,
         stream=True,
         stream_options={"include_usage": True, "continuous_usage_stats": True},
+        extra_body={"separate_reasoning": False},
         **options,
     )
 
@@ -87,6 +88,11 @@ def test_chat_stream(client: openai.OpenAI) -> None:
     for event in found:
         if isinstance(event, e.BlockClosed) and event.tokens is not None:
             assert event.tokens == reasoning.blocks[event.number].tokens
+
+
+def test_the_stream_that_think_asks_for(server: Served) -> None:
+    question = Question(PROBLEM.question, base_url=f"{server.url}/v1", temperature=0)
+    check(collect(read(Client(question).stream(), OpenAIParser())))
 
 
 async def test_several_choices_of_the_async_client(server: Served) -> None:
