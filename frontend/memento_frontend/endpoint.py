@@ -32,6 +32,8 @@ from memento_sgl.errors import ConfigError
 # Among the variables of a program, because those are what its forks take along.
 TRACE = "memento.trace"
 OPTIONS = "memento.options"
+SELECT_BIAS = 200.0
+"""Added to the logits of choices: far above all others, and small enough to keep their order."""
 LOGPROBS = ("return_logprob", "logprob_start_len", "top_logprobs_num", "return_text_in_logprobs")
 
 
@@ -123,10 +125,11 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
     def select(
         self, s: StreamExecutor, choices: list[str], temperature: float, choices_method: Any
     ) -> ChoicesDecision:
-        """Take the likeliest of single tokens: the next token's own probabilities decide.
+        """Take the likeliest of single tokens: greedy sampling with all others out of reach.
 
         Texts of several tokens would need the log-probabilities of prompt tokens, which there are
-        none of while blocks are evicted.
+        none of while blocks are evicted. (`token_ids_logprob` is no way either: SGLang 0.5.17 ends
+        when a batch mixes requests with and without it.)
         """
         ids = [self.client.encode(choice) for choice in choices]
         if any(len(tokens) != 1 for tokens in ids):
@@ -139,26 +142,15 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
                 "select: only token_length_normalized and greedy_token_selection, at temperature 0"
             )
         trace = self._trace(s)
-        output = self.client.generate(
-            trace.ids,
-            {"max_new_tokens": 1, "temperature": 0},
-            self._options(s, trace),
-            return_logprob=True,
-            token_ids_logprob=[token for (token,) in ids],
-        )
-        found = {token: value for value, token, _ in output.meta["output_token_ids_logprobs"][0]}
-        values = [found[token] for (token,) in ids]
-        decision: ChoicesDecision = choices_method(
-            choices=choices,
-            normalized_prompt_logprobs=values,
-            input_token_logprobs=[
-                [(value, token)] for value, (token,) in zip(values, ids, strict=True)
-            ],
-            output_token_logprobs=[],
-        )
-        (token,) = ids[choices.index(decision.decision)]
-        s.variables[TRACE] = Trace(trace.text + decision.decision, (*trace.ids, token), trace.start)
-        return decision
+        tokens = [token for (token,) in ids]
+        bias = {str(token): SELECT_BIAS for token in tokens}
+        sampling = {"max_new_tokens": 1, "temperature": 0, "logit_bias": bias}
+        output = self.client.generate(trace.ids, sampling, self._options(s, trace))
+        if output.ids[0] not in tokens:
+            raise ConfigError(f"select: none of {choices} may follow here")
+        choice = choices[tokens.index(output.ids[0])]
+        s.variables[TRACE] = Trace(trace.text + choice, trace.ids + output.ids, trace.start)
+        return ChoicesDecision(decision=choice, meta_info=output.meta)
 
     def commit_lazy_operations(self, s: StreamExecutor) -> None:
         """Have the server read the text so far, so that forks share it."""

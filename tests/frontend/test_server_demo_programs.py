@@ -227,7 +227,7 @@ def test_a_program_of_ones_own_with_select(
         return blocks
 
     ids, answer = request(server, client, SMALL.question, 900)
-    state = own.run(SMALL.question, temperature=0, backend=endpoint)
+    state = own.run(SMALL.question, temperature=0, backend=endpoint, use_thread=False)
     assert state.ret_value == len(SMALL.groups)
     assert list(endpoint.ids(state)) == ids + answer["output_ids"][:-1]  # no end of sequence
     assert state.text().endswith(f"</think>\n{SMALL.answer}")
@@ -244,7 +244,7 @@ def test_text_without_chat_markup(client: NativeClient, endpoint: MementoEndpoin
         s += "<|block_start|>abc<|block_end|><|summary_start|>a<|summary_end|>"
         s += sgl.gen("rest", max_tokens=2)
 
-    state = plain.run(temperature=0, backend=endpoint)
+    state = plain.run(temperature=0, backend=endpoint, use_thread=False)
     assert state["number"] == "12"
     assert "123 <|block_start|>" in state.text()
     assert client.decode(endpoint.ids(state)) == [state.text()]
