@@ -57,6 +57,9 @@ class MementoConfig(BaseModel):
         0, ge=0, description="force <|summary_end|> once a memento holds this many; 0: no cap"
     )
     debug: bool = Field(False, description="log one line per block event")
+    show_markers: bool = Field(
+        False, description="reasoning_content keeps the block and memento markers"
+    )
     block_start_token: str = Field("<|block_start|>", min_length=1, description="opens a block")
     block_end_token: str = Field("<|block_end|>", min_length=1, description="closes a block")
     summary_start_token: str = Field(
@@ -158,6 +161,7 @@ class RequestOptions(BaseModel):
     keep_last_block_for_answer: bool | None = None
     max_block_tokens: int | None = Field(None, ge=0)
     max_summary_tokens: int | None = Field(None, ge=0)
+    show_markers: bool | None = None
     assistant_start: int | None = Field(
         None,
         ge=0,
