@@ -268,6 +268,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="223dc64369624dc2",
     ),
     Seam(
+        target="sglang.srt.constrained.reasoner_grammar_backend.ReasonerGrammarBackend.__init__",
+        kind="BEFORE",
+        hook="grammar:before_reasoner_init",
+        role="scheduler",
+        why="a reasoning parser breaks constrained answers with outlines and llguidance",
+        retire="mask functions on the base class of grammar backends",
+        fingerprint="ee90ae3f4f1ae4b8",
+    ),
+    Seam(
         target="sglang.srt.managers.scheduler_components.output_streamer"
         "._GenerationStreamAccumulator.accept",
         kind="AFTER",
