@@ -35,9 +35,9 @@ class _Phase(Enum):
 class ThoughtSplitter:
     """Splits one answer.
 
-    A thought starts with `<think>` or a block, or was opened by the prompt; anything else is an
-    answer without a thought. It ends with `</think>` or, as SGLang reads Qwen3, with a tool call;
-    a text that ends before is all thought.
+    A thought starts with `<think>` or a block, or was opened by the prompt, or is a mere
+    `</think>`; anything else is an answer without a thought. It ends with `</think>` or, as SGLang
+    reads Qwen3, with a tool call; a text that ends before is all thought.
 
     Args:
         block_start: the marker that opens a block.
@@ -54,7 +54,7 @@ class ThoughtSplitter:
         opened: bool = False,
         before: str = "",
     ) -> None:
-        self._starts = (THINK, block_start)
+        self._starts = (THINK, END_THINK, block_start)
         self._tags = (END_THINK, TOOL_CALL, *hidden)
         self._tag = re.compile("|".join(map(re.escape, self._tags)))
         self._opened = opened
@@ -65,7 +65,7 @@ class ThoughtSplitter:
         if END_THINK in before:
             self._phase = _Phase.ANSWER
         elif before.strip():
-            thinks = opened or any(start in before for start in self._starts)
+            thinks = opened or THINK in before or block_start in before
             self._phase = _Phase.THOUGHT if thinks else _Phase.ANSWER
 
     @property

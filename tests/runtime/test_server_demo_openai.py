@@ -24,7 +24,11 @@ PROBLEMS = held_out(24, sizes=range(3, 11))[12:]
 PAGE = Path(__file__).parents[2] / "docs" / "openai.md"
 MARKER = re.compile(r"<\|(?:block|summary)_(?:start|end)\|>")
 SHOWN = {"custom_params": {"memento": {"show_markers": True}}}
+DIRECT = {"chat_template_kwargs": {"enable_thinking": False}}
 TOTAL = r"\{\"total\": \d\d\}"
+BLOCK = (
+    r"(<\|block_start\|>[^<]{1,80}<\|block_end\|><\|summary_start\|>[a-z]=\d\d<\|summary_end\|>\n)"
+)
 ADD: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -136,10 +140,11 @@ def test_a_thought_cut_short_is_all_thought(client: openai.OpenAI) -> None:
 
 
 def test_an_answer_without_a_thought_is_content(client: openai.OpenAI) -> None:
-    direct = {"regex": r"The total is \d\d\.", "chat_template_kwargs": {"enable_thinking": False}}
-    thought, content, _ = said(ask_both(client, PROBLEMS[2], extra_body=direct))
+    shape = r"The total is \d\d\."
+    answer = ask_both(client, PROBLEMS[2], extra_body={"regex": shape} | DIRECT)
+    thought, content, _ = said(answer)
     assert thought == ""
-    assert re.fullmatch(direct["regex"], content)  # type: ignore[call-overload]
+    assert re.fullmatch(shape, content)
     # The server's default does not take a direct answer for a thought either.
     begun = [*PROBLEMS[2].messages, {"role": "assistant", "content": "The total"}]
     options = {"messages": begun, "extra_body": {"continue_final_message": True}}
@@ -173,34 +178,34 @@ def test_a_json_schema_binds_the_answer_only(client: openai.OpenAI) -> None:
 
 
 def test_without_thinking_a_constraint_binds_everything(client: openai.OpenAI) -> None:
-    shape = r"<think>\n(<\|block_start\|>[^<]+<\|block_end\|><\|summary_start\|>[a-z]=\d\d"
-    shape += r"<\|summary_end\|>\n)+</think>\n" + TOTAL
-    body = {"regex": shape, "chat_template_kwargs": {"enable_thinking": False}}
-    answer = ask(client, PROBLEMS[3], extra_body=body | SHOWN)
+    shape = f"<think>\\n{BLOCK}+</think>\\n{TOTAL}"
+    answer = ask(client, PROBLEMS[3], extra_body={"regex": shape} | DIRECT | SHOWN)
     thought, content, _ = said(answer)
     assert re.fullmatch(shape, written(thought, content))
     assert len(record_of(answer)["evicted_spans"]) >= 3
 
 
 def test_a_tool_is_called_after_the_thought(client: openai.OpenAI) -> None:
-    # The model cannot call tools by itself: its answer is bound to the form of a call.
-    form = r'<tool_call>\n\{"name": "add", "arguments": \{"a": \d\d\}\}\n</tool_call>'
-    options = {"tools": [ADD], "extra_body": {"regex": form}}
+    # The model has never seen tools: all that it writes is bound to a thought and a call.
+    call = r'<tool_call>\n\{"name": "add", "arguments": \{"a": \d\d\}\}\n</tool_call>'
+    form = f"<think>\\n{BLOCK}{{2}}</think>\\n{call}"
+    options = {"tools": [ADD], "extra_body": {"regex": form} | DIRECT}
     answer = ask(client, PROBLEMS[4], **options)
     (choice,) = answer.choices
-    (call,) = choice.message.tool_calls
-    assert (choice.finish_reason, call.function.name) == ("tool_calls", "add")
-    assert isinstance(json.loads(call.function.arguments)["a"], int)
+    (called,) = choice.message.tool_calls
+    assert (choice.finish_reason, called.function.name) == ("tool_calls", "add")
+    assert isinstance(json.loads(called.function.arguments)["a"], int)
     assert not choice.message.content
     assert choice.message.reasoning_content
-    arguments = thought = ""
+    assert len(record_of(answer)["evicted_spans"]) == 2
+    arguments = thought = content = ""
     for chunk in ask(client, PROBLEMS[4], stream=True, **options):
         for choice in chunk.choices:
-            assert not choice.delta.content
+            content += choice.delta.content or ""
             thought += choice.delta.model_extra.get("reasoning_content") or ""
             for part in choice.delta.tool_calls or ():
                 arguments += part.function.arguments or ""
-    assert arguments == call.function.arguments
+    assert (arguments, content.strip()) == (called.function.arguments, "")
     assert thought == answer.choices[0].message.reasoning_content
 
 
@@ -214,9 +219,8 @@ def test_a_history_with_markers_finds_all_its_kv(client: openai.OpenAI) -> None:
         history = [*problem.messages, {"role": "assistant", "content": content} | message, question]
         return ask(client, problem, messages=history, max_tokens=1)
 
-    # The end-of-turn token was never read.
-    known = first.usage.total_tokens - 1
-    assert cached(follow_up(reasoning_content=thought)) == known
+    # The end-of-turn token may have been read by the step after it, or not.
+    assert cached(follow_up(reasoning_content=thought)) >= first.usage.total_tokens - 1
     # Without markers both begin with "<think>" and a newline, without a thought neither.
     bare = MARKER.sub("", thought)
     assert cached(follow_up(reasoning_content=bare)) == first.usage.prompt_tokens + 2

@@ -51,6 +51,7 @@ def split(*chunks: str, markers: bool = False, **options: Any) -> Piece:
         ("<think>a</thin", "a</thin", ""),
         ("<thin", "", "<thin"),
         ("<think></think>\n", "", ""),
+        ("</think>\nTwo.", "", "Two."),
         ("<think>a\n</think>\n</think> <|block_end|>", "a", "</think> <|block_end|>"),
         ("<think>a <think> b</think>c", "a <think> b", "c"),
         ('<think>add\n<tool_call>\n{"name"', "add", '<tool_call>\n{"name"'),
