@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import memento_frontend.commands
+import memento_frontend.commands_batch
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
@@ -16,6 +18,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 memento_sgl.commands.register(app)
+memento_frontend.commands.register(app)
+memento_frontend.commands_batch.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 

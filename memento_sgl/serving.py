@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.emission import resolve_structure
 from memento_sgl.environment import excluded_from_sglang, misses_forced
 from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.radix_key import LONGEST
-from memento_sgl.runtime import Settings
+from memento_sgl.request import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -153,12 +154,14 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     if not server_args.disable_radix_cache:
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
-    markers = resolve_markers(config, _tokenizer(server_args))
+    tokenizer = _tokenizer(server_args)
+    markers = resolve_markers(config, tokenizer)
+    structure = resolve_structure(tokenizer, _ends(model, tokenizer))
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:
         logger.warning("memento: attention backend %s has not been checked for exactness", backend)
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
-    server_args._memento = Settings(config, markers)
+    server_args._memento = Settings(config, markers, structure)
 
     from memento_patches.plugin import install
 
@@ -236,6 +239,15 @@ def refuse_context(length: int) -> None:
             f"memento caches prefixes of less than {LONGEST} tokens: lower --context-length "
             f"({length}) or add --disable-radix-cache"
         )
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens at which SGLang ends a request."""
+    ends = set(model.hf_eos_token_id or ())
+    if tokenizer is not None:
+        ends |= {tokenizer.eos_token_id} - {None}
+        ends |= set(getattr(tokenizer, "additional_stop_token_ids", None) or ())
+    return ends
 
 
 def _tokenizer(server_args: Any) -> Any:

@@ -32,6 +32,7 @@ def before_decode(scheduler: Any, batch: Any) -> None:
     state = runtime.current()
     if state.due:
         evict_running(state, batch)
+    state.reread.clear()
     if state.replaying:
         state.feed_replays(batch)
 
