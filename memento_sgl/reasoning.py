@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sglang.srt.parser.reasoning_parser import (
@@ -23,14 +24,15 @@ class MementoDetector(Qwen3Detector):  # type: ignore[misc]
     starts with neither `<think>` nor a block is content, unless the prompt opened the thought.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, config: MementoConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        usual = MementoConfig()
+        self.think_start_token = config.think_start_token
+        self.think_end_token = config.think_end_token
         markers = (
-            usual.block_start_token,
-            usual.block_end_token,
-            usual.summary_start_token,
-            usual.summary_end_token,
+            config.block_start_token,
+            config.block_end_token,
+            config.summary_start_token,
+            config.summary_end_token,
         )
         self.adapt(markers, show_markers=False, opened=False)
 
@@ -49,7 +51,11 @@ class MementoDetector(Qwen3Detector):  # type: ignore[misc]
     def _new_splitter(self) -> ThoughtSplitter:
         hidden = () if self._show_markers else self._markers
         return ThoughtSplitter(
-            self._markers[0], hidden, opened=self._opened, before=self.previous_content
+            self._markers[0],
+            hidden,
+            think=(self.think_start_token, self.think_end_token),
+            opened=self._opened,
+            before=self.previous_content,
         )
 
     def _detect_and_parse_impl(self, text: str) -> StreamingParseResult:
@@ -76,6 +82,11 @@ class MementoDetector(Qwen3Detector):  # type: ignore[misc]
         return StreamingParseResult(piece.content, thought)
 
 
-def register_parser() -> None:
-    """Make `--reasoning-parser memento` known to SGLang in this process."""
-    ReasoningParser.DetectorMap[REASONING_PARSER] = MementoDetector
+def register_parser(config: MementoConfig | None = None) -> None:
+    """Make `--reasoning-parser memento` known to SGLang in this process.
+
+    Args:
+        config: names the tags and markers; None until the options are known.
+    """
+    detector = partial(MementoDetector, config or MementoConfig())
+    ReasoningParser.DetectorMap[REASONING_PARSER] = detector

@@ -165,6 +165,9 @@ def enable(server_args: Any, config: MementoConfig) -> None:
 
     from memento_patches.plugin import install
 
+    from memento_sgl.reasoning import register_parser
+
+    register_parser(config)
     install("frontend")
 
 

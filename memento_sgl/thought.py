@@ -42,6 +42,7 @@ class ThoughtSplitter:
     Args:
         block_start: the marker that opens a block.
         hidden: strings that are left out of the thought.
+        think: the tags around a thought, where the model does not use these.
         opened: the prompt ends with `<think>`.
         before: text of this answer that the prompt already holds.
     """
@@ -51,21 +52,23 @@ class ThoughtSplitter:
         block_start: str,
         hidden: Sequence[str] = (),
         *,
+        think: tuple[str, str] = (THINK, END_THINK),
         opened: bool = False,
         before: str = "",
     ) -> None:
-        self._starts = (THINK, END_THINK, block_start)
-        self._tags = (END_THINK, TOOL_CALL, *hidden)
+        self._think_start, self._think_end = think
+        self._starts = (*think, block_start)
+        self._tags = (self._think_end, TOOL_CALL, *hidden)
         self._tag = re.compile("|".join(map(re.escape, self._tags)))
         self._opened = opened
         self._pending = ""  # not decided yet: may become a tag
         self._newlines = ""  # end of the thought so far; dropped if nothing follows
         self._trim = not before.strip()  # at the start of the thought or content: drop newlines
         self._phase = _Phase.UNDECIDED
-        if END_THINK in before:
+        if self._think_end in before:
             self._phase = _Phase.ANSWER
         elif before.strip():
-            thinks = opened or THINK in before or block_start in before
+            thinks = opened or any(start in before for start in self._starts)
             self._phase = _Phase.THOUGHT if thinks else _Phase.ANSWER
 
     @property
@@ -92,7 +95,7 @@ class ThoughtSplitter:
     def _decide(self) -> None:
         text = self._pending.lstrip()
         if text.startswith(self._starts):
-            self._pending = text.removeprefix(THINK)
+            self._pending = text.removeprefix(self._think_start)
             self._phase = _Phase.THOUGHT
         elif any(start.startswith(text) for start in self._starts):
             return
@@ -106,8 +109,8 @@ class ThoughtSplitter:
         for match in self._tag.finditer(text):
             shown.append(text[at : match.start()])
             at = match.end()
-            if match[0] in (END_THINK, TOOL_CALL):
-                self._pending = text[at if match[0] == END_THINK else match.start() :]
+            if match[0] in (self._think_end, TOOL_CALL):
+                self._pending = text[at if match[0] == self._think_end else match.start() :]
                 thought = self._trimmed("".join(shown))
                 self._phase, self._trim = _Phase.ANSWER, True
                 return thought

@@ -9,7 +9,6 @@ from jinja2 import TemplateError
 from memento_sgl.reasoning import MementoDetector
 from memento_sgl.request import options_of
 from memento_sgl.serving import REASONING_PARSER, settings_of
-from memento_sgl.thought import END_THINK, THINK
 
 
 def adapt_parser(
@@ -28,7 +27,7 @@ def adapt_parser(
     parser.detector.adapt(
         _markers(get_server_args(), tokenizer),
         show_markers=_shows_markers(get_server_args(), request),
-        opened=_opens_thought(request, tokenizer),
+        opened=_prompt_end(request, tokenizer).endswith(parser.detector.think_start_token),
     )
 
 
@@ -37,7 +36,8 @@ def keep_tags(_result: None, serving: Any, request: Any) -> None:
     if serving.reasoning_parser != REASONING_PARSER:
         return
     manager = serving.tokenizer_manager
-    needed = [THINK, END_THINK]
+    detector = serving._reasoning_detector
+    needed = [detector.think_start_token, detector.think_end_token]
     if _shows_markers(manager.server_args, request):
         needed += _markers(manager.server_args, manager.tokenizer)
     if any(_vanishes(tag, manager.tokenizer) for tag in needed):
@@ -57,12 +57,12 @@ def _shows_markers(server_args: Any, request: Any) -> bool:
     return settings.config.for_request(options).show_markers
 
 
-def _opens_thought(request: Any, tokenizer: Any) -> bool:
-    """Whether the prompt ends with `<think>`, which the answer then lacks."""
+def _prompt_end(request: Any, tokenizer: Any) -> str:
+    """How the prompt ends: with `<think>` the answer lacks it."""
     if ids := getattr(request, "input_ids", None):
         prompt = tokenizer.decode(ids[-8:])
     elif tokenizer.chat_template is None:
-        return False
+        return ""
     else:
         try:
             prompt = tokenizer.apply_chat_template(
@@ -72,8 +72,8 @@ def _opens_thought(request: Any, tokenizer: Any) -> bool:
                 **(getattr(request, "chat_template_kwargs", None) or {}),
             )
         except TemplateError:  # it wants another conversation than this one
-            return False
-    return bool(prompt.rstrip().endswith(THINK))
+            return ""
+    return str(prompt).rstrip()
 
 
 def _vanishes(tag: str, tokenizer: Any) -> bool:

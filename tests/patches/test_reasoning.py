@@ -17,7 +17,7 @@ from transformers import AddedToken
 from memento_sgl.config import MementoConfig
 from memento_sgl.demo.tokenizer import build_tokenizer
 from memento_sgl.markers import resolve_markers
-from memento_sgl.reasoning import register_parser
+from memento_sgl.reasoning import MementoDetector, register_parser
 from memento_sgl.runtime import Settings
 
 OPENS = "{% if enable_thinking is not false %}<think>\n{% endif %}"
@@ -42,7 +42,7 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Split:
         tokenizer.chat_template = template
         arguments = server_args(tokenizer, **config)
         monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: arguments)
-        register_parser()
+        register_parser(arguments._memento.config)
         parser = ReasoningParser("memento")
         adapt_parser(None, parser, request=asked, tokenizer=tokenizer)
         found: tuple[str, str] = parser.parse_non_stream(text)
@@ -76,13 +76,26 @@ def test_the_markers_are_those_of_the_model(split: Split) -> None:
     assert split(answer, request(), block_start_token=number) == ("ab", "c")
 
 
+def test_the_think_tags_are_those_of_the_model(split: Split) -> None:
+    tags = {"think_start_token": "user", "think_end_token": "system"}
+    answer = PLAIN.replace("</think>", "system\n")
+    assert split(f"user{answer}", request(), **tags) == ("ab", "c")
+    assert split(answer, request(), "user\n", **tags) == ("ab", "c")
+    assert split("<think>a</think>c", request(), **tags) == ("", "<think>a</think>c")
+
+
 def test_tags_that_are_special_tokens_are_kept() -> None:
     def skips(*special: str, parser: str = "memento", show: bool | None = None) -> bool:
         tokenizer = build_tokenizer()
         tokenizer.add_tokens([AddedToken(tag, special=True) for tag in special])
         asked = request(show, skip_special_tokens=True)
         manager = SimpleNamespace(server_args=server_args(tokenizer), tokenizer=tokenizer)
-        keep_tags(None, SimpleNamespace(reasoning_parser=parser, tokenizer_manager=manager), asked)
+        serving = SimpleNamespace(
+            reasoning_parser=parser,
+            tokenizer_manager=manager,
+            _reasoning_detector=MementoDetector(MementoConfig()),
+        )
+        keep_tags(None, serving, asked)
         found: bool = asked.skip_special_tokens
         return found
 

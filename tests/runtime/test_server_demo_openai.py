@@ -177,6 +177,15 @@ def test_a_json_schema_binds_the_answer_only(client: openai.OpenAI) -> None:
     assert len(record_of(answer)["evicted_spans"]) == len(PROBLEMS[3].groups)
 
 
+def test_strict_emission_and_a_constraint_go_together(client: openai.OpenAI) -> None:
+    strict = {"custom_params": {"memento": {"constrain": "strict", "max_blocks": 2}}}
+    answer = ask(client, PROBLEMS[3], extra_body=strict | {"regex": TOTAL})
+    thought, content, _ = said(answer)
+    assert thought
+    assert re.fullmatch(TOTAL, content)
+    assert len(record_of(answer)["evicted_spans"]) == 2
+
+
 def test_without_thinking_a_constraint_binds_everything(client: openai.OpenAI) -> None:
     shape = f"<think>\\n{BLOCK}+</think>\\n{TOTAL}"
     answer = ask(client, PROBLEMS[3], extra_body={"regex": shape} | DIRECT | SHOWN)
