@@ -14,7 +14,7 @@ from memento_sgl.demo.task import Problem
 def serve_demo(serve: Callable[..., Served]) -> Served:
     # The template without a system prompt: this model was trained without one too.
     return serve(
-        "demo",
+        "demo-chat",
         "demo",
         *("--chat-template", "memento_nosys"),
         *("--tool-call-parser", "qwen25"),
