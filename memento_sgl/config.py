@@ -89,6 +89,9 @@ class MementoConfig(BaseModel):
     )
     min_blocks: int = Field(0, ge=0, description="strict: no </think> before this many blocks")
     debug: bool = Field(False, description="log one line per block event")
+    show_markers: bool = Field(
+        False, description="reasoning_content keeps the block and memento markers"
+    )
     block_start_token: str = Field("<|block_start|>", min_length=1, description="opens a block")
     block_end_token: str = Field("<|block_end|>", min_length=1, description="closes a block")
     summary_start_token: str = Field(
@@ -237,6 +240,7 @@ class RequestOptions(BaseModel):
     min_summary_tokens: int | None = Field(None, ge=0)
     max_blocks: int | None = Field(None, ge=0)
     min_blocks: int | None = Field(None, ge=0)
+    show_markers: bool | None = None
     assistant_start: int | None = Field(
         None,
         ge=0,

@@ -71,7 +71,8 @@ def check_one_call(client: NativeClient, options: Options) -> None:
     if options.answer_shape() and not client.info().get("reasoning_parser"):
         raise ConfigError(
             "json_schema and regex would hold from the first token of the thought: start the "
-            "server with --reasoning-parser, so that they begin after </think>, or use reason()"
+            "server without --reasoning-parser none, so that they begin after </think>, or use "
+            "reason()"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import sglang as sgl
 from memento_frontend.endpoint import MementoEndpoint
 from memento_frontend.events import BlockClosed, Done
 from memento_frontend.native import NativeClient, Output
-from memento_frontend.one_call import reason_in_one_call
+from memento_frontend.one_call import check_one_call, reason_in_one_call
 from memento_frontend.options import Options, Sampling
 from memento_frontend.programs import reason, vote
 from memento_frontend.results import Reasoning
@@ -186,8 +187,15 @@ def test_the_answer_keeps_to_a_shape(client: NativeClient, endpoint: MementoEndp
     ).ret_value
     assert isinstance(json.loads(found.answer)["sure"], bool)
     assert len(found.blocks) == len(SMALL.groups)
+    whole = reason_in_one_call(client, SMALL.question, Options.greedy(regex=r"\{\"total\": \d\d\}"))
+    assert json.loads(whole.answer) == {"total": SMALL.totals[-1]}
+    assert len(whole.blocks) == len(SMALL.groups)
+
+
+def test_a_shape_in_one_call_needs_a_reasoning_parser() -> None:
+    client: Any = SimpleNamespace(info=lambda: {"reasoning_parser": None})
     with pytest.raises(ConfigError, match="reasoning-parser"):
-        reason_in_one_call(client, SMALL.question, Options.greedy(regex="a"))
+        check_one_call(client, Options.greedy(regex="a"))
 
 
 def test_a_vote_over_forks(endpoint: MementoEndpoint) -> None:
