@@ -1,0 +1,294 @@
+"""One request as a trainer needs it: tokens, log-probabilities, spans, eviction points.
+
+A record holds all that the attention mask and the log-probabilities depend on, apart from the
+weights. `docs/rollouts.md` is the guide. Reading and writing need neither torch nor SGLang.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from memento_sgl.accounting import account
+from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.errors import DataError
+from memento_sgl.machine import BlockMachine, Eviction, forced_token, section_start_of
+from memento_sgl.markers import MarkerIds
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from memento_sgl.reference import MaskedSequence
+
+Span = tuple[int, int]
+STANDARD = MementoConfig(enable=True, mask_delimiters=False)
+
+
+class RolloutRecord(BaseModel):
+    """One request; immutable. All positions are logical indices into prompt + output.
+
+    Spans are half-open, without their markers. Blocks that were kept (the last ones, or those
+    whose memento the very last token closed) have spans but no eviction.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    format: Literal["memento-rollout-1"] = "memento-rollout-1"
+    id: str | None = None
+    prompt_ids: list[int]
+    output_ids: list[int]
+    logprobs: list[float] | None = Field(
+        None, description="of each output token, as the server reported it"
+    )
+    temperature: float = Field(
+        1.0, gt=0, description="by which logits are divided before `logprobs` are taken"
+    )
+    forced: list[int] = Field(
+        default_factory=list, description="tokens that a length cap chose, not the model"
+    )
+    block_spans: list[Span]
+    memento_spans: list[Span]
+    evictions: list[tuple[int, int, int, int]] = Field(
+        description="[point, start, end, resume]: queries from `point` on do not see [start, end); "
+        "in restart mode KV of [resume, point) was computed again, else resume is point"
+    )
+    assistant_start: int | None = None
+    finish_reason: str | None = None
+    weight_version: str | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.prompt_ids, *self.output_ids]
+
+    @property
+    def machine_evictions(self) -> tuple[Eviction, ...]:
+        return tuple(Eviction(*eviction) for eviction in self.evictions)
+
+    @classmethod
+    def parse(cls, row: Mapping[str, Any] | str | bytes) -> RolloutRecord:
+        """Read one record: a JSON object or its text.
+
+        Raises:
+            DataError: not a record, or one that contradicts itself; says where.
+        """
+        text = json.dumps(row) if isinstance(row, Mapping) else row
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise DataError(_explain(error)) from None
+
+    @classmethod
+    def from_generate(
+        cls,
+        answer: Mapping[str, Any],
+        prompt_ids: Sequence[int],
+        markers: MarkerIds,
+        *,
+        config: MementoConfig = STANDARD,
+        options: Mapping[str, Any] | None = None,
+        temperature: float = 1.0,
+        id: str | None = None,
+    ) -> RolloutRecord:
+        """The record of one answer of `/generate` or `Engine.generate`.
+
+        Args:
+            answer: with `output_ids` and `meta_info`; log-probabilities if it has them.
+            markers: token ids, of `resolve_markers`.
+            config: the server's options, `mask_delimiters` settled.
+            options: what the request sent as `custom_params["memento"]`.
+            temperature: of the request; 0 is greedy, whose log-probabilities are at 1.
+
+        Raises:
+            DataError: the answer is not one to this prompt under these options.
+            RequestError: the options cannot work.
+        """
+        meta, output = answer["meta_info"], list(answer["output_ids"])
+        asked = RequestOptions.parse(dict(options) if options else None)
+        machine, forced = _follow(prompt_ids, output, markers, config.for_request(asked), asked)
+        length = len(prompt_ids) + len(output)
+        _compare(meta, machine, len(prompt_ids), length)
+        values = {
+            "id": id,
+            "prompt_ids": list(prompt_ids),
+            "output_ids": output,
+            "logprobs": _logprobs(meta.get("output_token_logprobs"), output),
+            "temperature": float(temperature) or 1.0,
+            "forced": forced,
+            "block_spans": [(block.start + 1, block.end) for block in machine.blocks],
+            "memento_spans": [(b.summary_start + 1, b.summary_end) for b in machine.blocks],
+            "evictions": [tuple(e) for e in machine.evictions if e.point < length - 1],
+            "assistant_start": asked.assistant_start,
+            "finish_reason": (meta.get("finish_reason") or {}).get("type"),
+            "weight_version": meta.get("weight_version"),
+        }
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise DataError(_explain(error)) from None
+
+    def layout(self) -> MaskedSequence:
+        """The exact attention mask, ready for one forward pass; needs torch.
+
+        Outside of restart mode `layout().visible` is a plain `[T, T]` mask over the tokens.
+        """
+        from memento_sgl.reference import lay_out
+
+        return lay_out(self.machine_evictions, len(self.prompt_ids) + len(self.output_ids))
+
+    def recompute_logprobs(self, model: PreTrainedModel) -> torch.Tensor:
+        """Log-probability of each output token under these weights, at `temperature`; float `[O]`.
+
+        One masked forward pass of the reference implementation. Forced tokens have 0. Penalties,
+        biases and constraints that changed the logits are not known here.
+        """
+        import torch
+
+        from memento_sgl.reference import masked_logits
+
+        logits = masked_logits(model, self.tokens, self.machine_evictions)
+        rows = logits[len(self.prompt_ids) - 1 : -1].float() / self.temperature
+        chosen = torch.tensor(self.output_ids, device=rows.device)[:, None]
+        logprobs: torch.Tensor = rows.log_softmax(-1).gather(1, chosen)[:, 0]
+        logprobs[[index - len(self.prompt_ids) for index in self.forced]] = 0.0
+        return logprobs
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RolloutRecord:
+        if not self.prompt_ids:
+            raise ValueError("prompt_ids is empty")
+        if self.logprobs is not None and len(self.logprobs) != len(self.output_ids):
+            raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} output_ids")
+        prompt, length = len(self.prompt_ids), len(self.tokens)
+        if wrong := [index for index in self.forced if not prompt <= index < length]:
+            raise ValueError(f"forced tokens {wrong} are not in the output [{prompt}, {length})")
+        _check_spans(self.tokens, self.block_spans, self.memento_spans)
+        _check_evictions(self.evictions, self.block_spans, length)
+        return self
+
+
+def read_rollouts(path: Path) -> Iterator[RolloutRecord]:
+    """Records of a JSONL file.
+
+    Raises:
+        DataError: a line is no record, or contradicts itself; says which line.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield RolloutRecord.parse(line)
+                except DataError as error:
+                    raise DataError(f"{path}:{number}: {error}") from None
+
+
+def write_rollouts(path: Path, records: Iterable[RolloutRecord]) -> int:
+    """Write a JSONL file; returns the number of records."""
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+def _follow(
+    prompt: Sequence[int],
+    output: Sequence[int],
+    markers: MarkerIds,
+    config: MementoConfig,
+    options: RequestOptions,
+) -> tuple[BlockMachine, list[int]]:
+    """The machine after all tokens, and the indices at which a cap forced one."""
+    start = section_start_of(prompt, config, markers, options.assistant_start)
+    machine = BlockMachine(markers, config, section_start=start)
+    machine.feed_all(prompt)
+    if not any(config.caps):
+        machine.feed_all(output, start=len(prompt))
+        return machine, []
+    forced = []
+    for index, token in enumerate(output, start=len(prompt)):
+        if forced_token(machine, index, markers) is not None:
+            forced.append(index)
+        machine.feed_all([token], start=index)
+    return machine, forced
+
+
+def _compare(meta: Mapping[str, Any], machine: BlockMachine, prompt_len: int, length: int) -> None:
+    """The server's own record must be what the rule gives for these tokens and options."""
+    if meta.get("prompt_tokens", prompt_len) != prompt_len:
+        raise DataError(
+            f"the answer is to a prompt of {meta['prompt_tokens']} tokens, not {prompt_len}"
+        )
+    record = meta.get("memento")
+    if record is None:
+        if machine.evictions:
+            raise DataError(
+                'the answer has no meta_info["memento"]: was it made with --enable-memento and '
+                "without enable=false? Say so in `config` or `options`"
+            )
+        return
+    expected = json.loads(json.dumps(account(machine, prompt_len, length).as_dict()))
+    for name, value in expected.items():
+        if record.get(name) != value:
+            raise DataError(
+                f"the server's {name}={record.get(name)} is not what these options give ({value}): "
+                "pass the server's MementoConfig as `config`, the request's overrides as `options`"
+            )
+
+
+def _logprobs(entries: Sequence[Sequence[Any]] | None, output: list[int]) -> list[float] | None:
+    if entries is None:
+        return None
+    if [entry[1] for entry in entries] != output:
+        raise DataError("output_token_logprobs are of other tokens than output_ids")
+    return [float(entry[0]) for entry in entries]
+
+
+def _check_spans(tokens: list[int], blocks: list[Span], mementos: list[Span]) -> None:
+    if len(blocks) != len(mementos):
+        raise ValueError(f"{len(blocks)} block_spans and {len(mementos)} memento_spans")
+    last = 0
+    for number, pair in enumerate(zip(blocks, mementos, strict=True)):
+        for kind, (start, end) in zip(("block", "memento"), pair, strict=True):
+            if not last < start <= end < len(tokens):
+                raise ValueError(
+                    f"{kind}_spans[{number}]={[start, end]} overlaps what is before it or leaves "
+                    f"the {len(tokens)} tokens"
+                )
+            last = end + 1
+    for kind, spans in (("block", blocks), ("memento", mementos)):
+        ends = {(tokens[start - 1], tokens[end]) for start, end in spans}
+        if len(ends) > 1:
+            raise ValueError(
+                f"{kind}_spans do not all stand between the same two marker tokens: {sorted(ends)}"
+            )
+
+
+def _check_evictions(
+    evictions: list[tuple[int, int, int, int]], blocks: list[Span], length: int
+) -> None:
+    spans = set(blocks) | {(start - 1, end + 1) for start, end in blocks}
+    last = -1
+    for number, (point, start, end, resume) in enumerate(evictions):
+        where = f"evictions[{number}]={[point, start, end, resume]}"
+        if (start, end) not in spans:
+            raise ValueError(f"{where} is not the span of a block, with or without its markers")
+        if not end <= resume <= point < length:
+            raise ValueError(f"{where}: needs end <= resume <= point < {length} tokens")
+        if point <= last:
+            raise ValueError(f"{where}: points must rise")
+        last = point
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {message}" if where else message)
+    return "not a rollout record: " + "; ".join(lines[:5])
