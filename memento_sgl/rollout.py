@@ -233,10 +233,11 @@ def _compare(meta: Mapping[str, Any], machine: BlockMachine, prompt_len: int, le
             )
         return
     expected = json.loads(json.dumps(account(machine, prompt_len, length).as_dict()))
+    found = json.loads(json.dumps(record))  # in one process spans are tuples
     for name, value in expected.items():
-        if record.get(name) != value:
+        if found.get(name) != value:
             raise DataError(
-                f"the server's {name}={record.get(name)} is not what these options give ({value}): "
+                f"the server's {name}={found.get(name)} is not what these options give ({value}): "
                 "pass the server's MementoConfig as `config`, the request's overrides as `options`"
             )
 

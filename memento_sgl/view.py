@@ -60,6 +60,7 @@ class Page:
             about=about,
             style=verbatim("view.css"),
             chart=verbatim("view_chart.js"),
+            request=verbatim("view_request.js"),
             script=verbatim("view.js"),
             data=embedded(
                 {"requests": self.requests, "tokenBytes": shape.kv_bytes(1) if shape else None}
