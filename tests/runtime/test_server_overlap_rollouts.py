@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,19 @@ def test_simulated_figures_are_the_servers(server: Served, tmp_path: Path) -> No
         assert {name: run[name] for name in expected} == expected
         seen += len(expected["evicted_spans"])
     assert seen > 5
+
+
+def test_the_examples_of_the_page(
+    server: Served,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python tested\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    monkeypatch.chdir(tmp_path)
+    for code in examples:
+        code = code.replace("http://127.0.0.1:30000", server.url)
+        exec(code.replace("./qwen3-memento", server.model.config._name_or_path), {})
+    assert float(capsys.readouterr().out) < 1e-3

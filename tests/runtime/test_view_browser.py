@@ -323,7 +323,7 @@ COUNT = """async ([share, moves]) => {
 
 
 def test_32k_tokens_cost_no_more_than_their_blocks(opened: Opened) -> None:
-    short, tab = opened(long_trace(4000, 30)), opened(long_trace(33_000, 30))
+    short, tab = opened(long_trace(16_000, 30)), opened(long_trace(34_000, 30))
     assert data(tab)["length"] > 32_000
     every = "() => document.querySelectorAll('*').length"
     size = tab.evaluate(every)
