@@ -182,6 +182,7 @@ def test_hovering_the_curve_finds_the_token_in_the_text(opened: Opened) -> None:
         )
         box = token_box(tab, token)
         assert (spot["left"], spot["top"]) == pytest.approx((box["left"], box["top"]), abs=1)
+        assert tab.locator(".range").is_visible()
         lit = int(tab.locator(".part.lit").get_attribute("data-part"))
         assert data(tab)["parts"][lit][1] <= token < data(tab)["parts"][lit][2]
     assert hover_curve(tab, 0.3) < hover_curve(tab, 0.55) < hover_curve(tab, 0.8)
@@ -189,6 +190,7 @@ def test_hovering_the_curve_finds_the_token_in_the_text(opened: Opened) -> None:
     frame(tab)
     assert tab.locator(".part.lit").count() == 0
     assert not tab.locator(".spot").is_visible()
+    assert not tab.locator(".range").is_visible()
 
 
 def test_hovering_the_text_finds_the_query_on_the_curve(opened: Opened) -> None:
@@ -252,6 +254,13 @@ def test_a_click_in_the_text_goes_to_that_token(opened: Opened) -> None:
     tab.mouse.click(box["left"] + box["width"] / 2, box["top"] + box["height"] / 2)
     assert int(tab.locator(".chart").get_attribute("aria-valuenow")) == token
     assert tab.locator(".cursor.moment").is_visible()
+    rest = "() => [...CSS.highlights.get('later')].map(range => range.toString())"
+    found = data(tab)
+    end = next(part[2] for part in found["parts"] if part[1] <= token < part[2])
+    start = sum(found["sizes"][: token + 1])
+    assert tab.evaluate(rest) == [found["text"][start : sum(found["sizes"][:end])]]
+    tab.keyboard.press("Escape")
+    assert tab.evaluate(rest) == []
 
 
 def test_dark_and_light(opened: Opened) -> None:
