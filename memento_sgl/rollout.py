@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from memento_sgl.accounting import account
 from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
 from memento_sgl.errors import DataError
-from memento_sgl.machine import BlockMachine, Eviction, forced_token, section_start_of
+from memento_sgl.machine import BlockMachine, Eviction, section_start_of
 from memento_sgl.markers import MarkerIds
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from memento_sgl.reference import MaskedSequence
 
 Span = tuple[int, int]
+Run = tuple[int, bool, list[int]]
 STANDARD = MementoConfig(enable=True, mask_delimiters=False)
 
 
@@ -48,8 +50,13 @@ class RolloutRecord(BaseModel):
     temperature: float = Field(
         1.0, gt=0, description="by which logits are divided before `logprobs` are taken"
     )
-    forced: list[int] = Field(
-        default_factory=list, description="tokens that a length cap chose, not the model"
+    special_ids: list[int] = Field(
+        default_factory=list, description="tokens that constrained emission allows one by one"
+    )
+    permitted: list[Run] = Field(
+        default_factory=list,
+        description="constrained emission: [index, text, allowed], from `index` to that of the "
+        "next entry these special tokens could be sampled, and all others if `text`",
     )
     block_spans: list[Span]
     memento_spans: list[Span]
@@ -68,6 +75,16 @@ class RolloutRecord(BaseModel):
     @property
     def machine_evictions(self) -> tuple[Eviction, ...]:
         return tuple(Eviction(*eviction) for eviction in self.evictions)
+
+    @property
+    def forced(self) -> list[int]:
+        """Output tokens that were the only ones permitted: not the model's choice."""
+        return [
+            index
+            for start, end, may in self._runs()
+            if not may.text and len(may.special) == 1
+            for index in range(start, end)
+        ]
 
     @classmethod
     def parse(cls, row: Mapping[str, Any] | str | bytes) -> RolloutRecord:
@@ -91,6 +108,7 @@ class RolloutRecord(BaseModel):
         *,
         config: MementoConfig = STANDARD,
         options: Mapping[str, Any] | None = None,
+        structure: Structure = NO_STRUCTURE,
         temperature: float = 1.0,
         id: str | None = None,
     ) -> RolloutRecord:
@@ -101,6 +119,7 @@ class RolloutRecord(BaseModel):
             markers: token ids, of `resolve_markers`.
             config: the server's options, `mask_delimiters` settled.
             options: what the request sent as `custom_params["memento"]`.
+            structure: of `emission.resolve_structure`, where `constrain` was "strict".
             temperature: of the request; 0 is greedy, whose log-probabilities are at 1.
 
         Raises:
@@ -109,7 +128,11 @@ class RolloutRecord(BaseModel):
         """
         meta, output = answer["meta_info"], list(answer["output_ids"])
         asked = RequestOptions.parse(dict(options) if options else None)
-        machine, forced = _follow(prompt_ids, output, markers, config.for_request(asked), asked)
+        merged = config.for_request(asked)
+        start = section_start_of(prompt_ids, merged, markers, asked.assistant_start)
+        machine = BlockMachine(markers, merged, section_start=start)
+        machine.feed_all(prompt_ids)
+        runs = _feed(machine, output, len(prompt_ids), structure)
         length = len(prompt_ids) + len(output)
         _compare(meta, machine, len(prompt_ids), length)
         values = {
@@ -118,7 +141,8 @@ class RolloutRecord(BaseModel):
             "output_ids": output,
             "logprobs": _logprobs(meta.get("output_token_logprobs"), output),
             "temperature": float(temperature) or 1.0,
-            "forced": forced,
+            "special_ids": special_tokens(markers, structure) if runs else [],
+            "permitted": runs,
             "block_spans": [(block.start + 1, block.end) for block in machine.blocks],
             "memento_spans": [(b.summary_start + 1, b.summary_end) for b in machine.blocks],
             "evictions": [tuple(e) for e in machine.evictions if e.point < length - 1],
@@ -143,19 +167,30 @@ class RolloutRecord(BaseModel):
     def recompute_logprobs(self, model: PreTrainedModel) -> torch.Tensor:
         """Log-probability of each output token under these weights, at `temperature`; float `[O]`.
 
-        One masked forward pass of the reference implementation. Forced tokens have 0. Penalties,
-        biases and constraints that changed the logits are not known here.
+        One masked forward pass of the reference implementation. Constrained emission is applied;
+        penalties, biases and grammars that changed the logits are not known here.
         """
         import torch
 
-        from memento_sgl.reference import masked_logits
+        from memento_sgl.reference import constrained, masked_logits
 
+        before = len(self.prompt_ids)
         logits = masked_logits(model, self.tokens, self.machine_evictions)
-        rows = logits[len(self.prompt_ids) - 1 : -1].float() / self.temperature
+        rows = logits[before - 1 : -1].float() / self.temperature
+        for start, end, may in self._runs():
+            rows[start - before : end - before] += constrained(
+                torch.zeros_like(rows[0]), may, self.special_ids
+            )
         chosen = torch.tensor(self.output_ids, device=rows.device)[:, None]
         logprobs: torch.Tensor = rows.log_softmax(-1).gather(1, chosen)[:, 0]
-        logprobs[[index - len(self.prompt_ids) for index in self.forced]] = 0.0
         return logprobs
+
+    def _runs(self) -> Iterator[tuple[int, int, Permitted]]:
+        """Output tokens `[start, end)` and what could be sampled there."""
+        ends = [index for index, _, _ in self.permitted[1:]]
+        ends.append(len(self.prompt_ids) + len(self.output_ids))
+        for (start, text, allowed), end in zip(self.permitted, ends, strict=False):
+            yield start, end, Permitted(text, frozenset(allowed))
 
     @model_validator(mode="after")
     def _consistent(self) -> RolloutRecord:
@@ -163,12 +198,25 @@ class RolloutRecord(BaseModel):
             raise ValueError("prompt_ids is empty")
         if self.logprobs is not None and len(self.logprobs) != len(self.output_ids):
             raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} output_ids")
-        prompt, length = len(self.prompt_ids), len(self.tokens)
-        if wrong := [index for index in self.forced if not prompt <= index < length]:
-            raise ValueError(f"forced tokens {wrong} are not in the output [{prompt}, {length})")
+        self._check_permitted()
         _check_spans(self.tokens, self.block_spans, self.memento_spans)
-        _check_evictions(self.evictions, self.block_spans, length)
+        _check_evictions(self.evictions, self.block_spans, len(self.tokens))
         return self
+
+    def _check_permitted(self) -> None:
+        tokens, special = self.tokens, set(self.special_ids)
+        last = len(self.prompt_ids)
+        for number, (start, end, may) in enumerate(self._runs()):
+            if not last <= start < end <= len(tokens) or (number == 0 and start != last):
+                raise ValueError(
+                    f"permitted[{number}] starts at {start}: entries begin at the first output "
+                    f"token ({len(self.prompt_ids)}) and rise"
+                )
+            last = start
+            for index in range(start, end):
+                token = tokens[index]
+                if not (token in may.special if token in special else may.text):
+                    raise ValueError(f"token {token} at {index} was not permitted there")
 
 
 def read_rollouts(path: Path) -> Iterator[RolloutRecord]:
@@ -196,26 +244,23 @@ def write_rollouts(path: Path, records: Iterable[RolloutRecord]) -> int:
     return count
 
 
-def _follow(
-    prompt: Sequence[int],
-    output: Sequence[int],
-    markers: MarkerIds,
-    config: MementoConfig,
-    options: RequestOptions,
-) -> tuple[BlockMachine, list[int]]:
-    """The machine after all tokens, and the indices at which a cap forced one."""
-    start = section_start_of(prompt, config, markers, options.assistant_start)
-    machine = BlockMachine(markers, config, section_start=start)
-    machine.feed_all(prompt)
-    if not any(config.caps):
-        machine.feed_all(output, start=len(prompt))
-        return machine, []
-    forced = []
-    for index, token in enumerate(output, start=len(prompt)):
-        if forced_token(machine, index, markers) is not None:
-            forced.append(index)
+def _feed(
+    machine: BlockMachine, output: Sequence[int], prompt_len: int, structure: Structure
+) -> list[Run]:
+    """Feed the output; what could be sampled wherever that changes, if it was constrained."""
+    config, markers = machine.config, machine.markers
+    if config.emission == "off":
+        machine.feed_all(output, start=prompt_len)
+        return []
+    runs: list[Run] = []
+    last: Permitted | None = None
+    for index, token in enumerate(output, start=prompt_len):
+        may = permitted(machine, index, config, markers, structure)
+        if may != last:
+            runs.append((index, may.text, sorted(may.special)))
+            last = may
         machine.feed_all([token], start=index)
-    return machine, forced
+    return runs
 
 
 def _compare(meta: Mapping[str, Any], machine: BlockMachine, prompt_len: int, length: int) -> None:

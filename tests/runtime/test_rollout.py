@@ -10,6 +10,7 @@ import pytest
 
 from memento_sgl.accounting import account
 from memento_sgl.config import MementoConfig
+from memento_sgl.emission import Structure
 from memento_sgl.errors import DataError, RequestError
 from memento_sgl.machine import replay
 from memento_sgl.markers import MarkerIds
@@ -89,7 +90,6 @@ def test_files_keep_everything(tmp_path: Path) -> None:
         ({"prompt_ids": []}, "prompt_ids is empty"),
         ({"logprobs": [0.0]}, "1 logprobs for 15 output_ids"),
         ({"temperature": 0.0}, "temperature: Input should be greater than 0"),
-        ({"forced": [1]}, r"forced tokens \[1\] are not in the output \[2, 17\)"),
         ({"memento_spans": []}, "2 block_spans and 0 memento_spans"),
         ({"block_spans": [[3, 5], [4, 12]]}, r"block_spans\[1\]=\[4, 12\] overlaps"),
         ({"memento_spans": [[7, 8], [14, 17]]}, r"memento_spans\[1\]=\[14, 17\] .*leaves"),
@@ -135,7 +135,33 @@ def test_an_answer_that_is_not_to_this_prompt_or_options() -> None:
     assert build(answer(config, output_token_logprobs=None)).logprobs is None
 
 
-def test_forced_tokens() -> None:
+def test_what_caps_and_strict_emission_permitted() -> None:
     config = MementoConfig.parse(FREE | {"max_block_tokens": 2})
     record = RolloutRecord.from_generate(answer(config), PROMPT, MARKERS, config=config)
     assert record.forced == [5]
+    assert record.special_ids == [1, 2, 3, 4]
+    assert record.permitted == [(2, True, [1, 2, 3, 4]), (5, False, [2]), (6, True, [1, 2, 3, 4])]
+    row = json.loads(record.model_dump_json())
+    for wrong, reason in (
+        ([[5, False, [2]]], r"permitted\[0\] starts at 5"),
+        ([[2, True, [1, 2, 3, 4]], [2, False, [2]]], r"permitted\[0\] starts at 2"),
+        ([[2, True, [2, 3, 4]]], "token 1 at 2 was not permitted"),
+        ([[2, True, [1, 2, 3, 4]], [4, False, [2]]], "token 31 at 4 was not permitted"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            RolloutRecord.parse(row | {"permitted": wrong})
+    markers = MARKERS._replace(think_start=5, think_end=6)
+    output = [5, 1, 30, 2, 3, 40, 4, 6, 9, 7]
+    strict = MementoConfig.parse(FREE | {"constrain": "strict", "max_blocks": 1})
+    machine = replay(PROMPT + output, 2, markers, strict)
+    meta = {"memento": account(machine, 2, 12).as_dict(), "finish_reason": None}
+    found = RolloutRecord.from_generate(
+        {"output_ids": output, "meta_info": meta},
+        PROMPT,
+        markers,
+        config=strict,
+        structure=Structure((7,), ()),
+    )
+    assert found.permitted[0] == (2, False, [5])
+    assert found.permitted[-1] == (10, True, [7])
+    assert {2, 6, 9} <= set(found.forced)  # <think>, the memento's start, </think>

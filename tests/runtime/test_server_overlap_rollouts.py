@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Served, random_jobs, request_body
+from conftest import STRICT, Served, random_jobs, request_body
 from typer.testing import CliRunner
 
 from memento_sgl.cli import app
@@ -32,7 +32,7 @@ def rollout(
 ) -> Rollout:
     ids, _, _ = random_jobs(1, seed=seed)[0]
     body = request_body(ids, tokens, **options) | {"return_logprob": True}
-    body["sampling_params"] |= {"temperature": temperature, "sampling_seed": seed}
+    body["sampling_params"] |= {"temperature": temperature}
     answer = server.post("/generate", **body).json()
     record = RolloutRecord.from_generate(
         answer,
@@ -40,6 +40,7 @@ def rollout(
         server.markers,
         config=server.config,
         options=options,
+        structure=server.structure,
         temperature=temperature,
         id=f"{seed}-{temperature}",
     )
@@ -74,17 +75,23 @@ def test_a_forgotten_eviction_or_temperature_shows(server: Served) -> None:
     assert worst(record.model_copy(update={"temperature": 1.0}), server.model) > 1e-2
 
 
-def test_tokens_that_a_cap_forced_are_marked(server: Served) -> None:
-    caps = {"max_block_tokens": 4, "max_summary_tokens": 2}
-    forced = 0
+CAPS = {"max_block_tokens": 4, "max_summary_tokens": 2}
+
+
+@pytest.mark.parametrize("options", [CAPS, STRICT], ids=["caps", "strict"])
+def test_constrained_emission_is_in_the_record(server: Served, options: dict[str, Any]) -> None:
+    forced, missed = 0, 0.0
     for seed in (3, 5, 9):
-        _, record = rollout(server, seed, 1.0, **caps)
+        _, made = rollout(server, seed, 0.7, **options)
+        record = RolloutRecord.parse(made.model_dump_json())
         assert record.logprobs is not None
         at = [record.logprobs[i - len(record.prompt_ids)] for i in record.forced]
         assert all(value == pytest.approx(0.0, abs=1e-6) for value in at)
         assert worst(record, server.model) < 1e-3
+        missed = max(missed, worst(record.model_copy(update={"permitted": []}), server.model))
         forced += len(at)
     assert forced > 3
+    assert missed > 1e-2
 
 
 def test_simulated_figures_are_the_servers(server: Served, tmp_path: Path) -> None:
