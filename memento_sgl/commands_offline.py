@@ -42,8 +42,7 @@ The figures are those the server's own accounting gives for the same tokens. {KI
 
     memento simulate rollouts.jsonl --json | tail -1
 
-Exit code: 0 all rows were replayed, 2 it cannot be done, 3 some rows are no traces, or there are
-none.
+Exit code: 0 all rows were replayed, 2 it cannot be done, 3 some rows are no traces, or none is.
 """
 
 VIEW_HELP = f"""Draw traces: one HTML page with foldable blocks beside the KV curve.
@@ -95,7 +94,7 @@ def run_simulate(
     kv_dtype: KvDtype = None,
     mask_delimiters: Delimiters = None,
     memento_config: Config = None,
-    limit: Annotated[int | None, Option("--limit", help="Requests, at most.", min=1)] = None,
+    limit: Annotated[int | None, Option("--limit", help="Rows to read, at most.", min=1)] = None,
     blocks: Annotated[bool, Option("--blocks", help="Also a table of every request.")] = False,
     as_json: Annotated[
         bool, Option("--json", help="One JSON object per request, per bad row and for the sums.")
@@ -131,7 +130,7 @@ def run_view(
     kv_dtype: KvDtype = None,
     mask_delimiters: Delimiters = None,
     memento_config: Config = None,
-    limit: Annotated[int, Option("--limit", help="Requests, at most.", min=1)] = MOST_SHOWN,
+    limit: Annotated[int, Option("--limit", help="Rows to read, at most.", min=1)] = MOST_SHOWN,
     open_: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     console = Console(soft_wrap=True, highlight=False)
@@ -234,7 +233,7 @@ def _shape(model: str | None, kv_dtype: str | None) -> ModelShape | None:
 def _errors() -> Iterator[None]:
     try:
         yield
-    except MementoError as error:
+    except (MementoError, OSError) as error:
         show.problem(str(error))
         raise typer.Exit(USAGE) from None
 

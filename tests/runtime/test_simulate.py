@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,16 @@ def test_random_ids_of_any_shape(replayer: Replayer) -> None:
         result = simulate(replayer, tokens, rng.choice([0, 1, -1]))
         assert result.accounting.kv_auc <= result.accounting.kv_auc_without
         assert result.steps >= 0
+
+
+def test_needs_neither_torch_nor_sglang(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
+    code = (
+        "import sys; sys.modules.update(torch=None, sglang=None, transformers=None)\n"
+        "from memento_sgl.cli import app\n"
+        "app(sys.argv[1:])"
+    )
+    for arguments in (["simulate"], ["view", "--out", str(tmp_path / "page.html")]):
+        command = [sys.executable, "-c", code, *arguments, str(tmp_path / "rows.jsonl")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

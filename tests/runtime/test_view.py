@@ -208,3 +208,5 @@ def test_command(tmp_path: Path) -> None:
     assert not out.exists()
     missing = CliRunner().invoke(app, ["view", str(tmp_path / "no.txt")])
     assert missing.exit_code == 2
+    away = CliRunner().invoke(app, ["view", str(rows), "--out", str(tmp_path / "no" / "page.html")])
+    assert (away.exit_code, "no/page.html" in away.output) == (2, True)
