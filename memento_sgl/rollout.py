@@ -13,12 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from memento_sgl.accounting import account
 from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
 from memento_sgl.errors import DataError
 from memento_sgl.machine import BlockMachine, Eviction, section_start_of
 from memento_sgl.markers import MarkerIds
+from memento_sgl.rollout_checks import (
+    Span,
+    check_accounting,
+    check_evictions,
+    check_permitted,
+    check_spans,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +32,6 @@ if TYPE_CHECKING:
 
     from memento_sgl.reference import MaskedSequence
 
-Span = tuple[int, int]
 Run = tuple[int, bool, list[int]]
 STANDARD = MementoConfig(enable=True, mask_delimiters=False)
 
@@ -126,6 +131,8 @@ class RolloutRecord(BaseModel):
             DataError: the answer is not one to this prompt under these options.
             RequestError: the options cannot work.
         """
+        if missing := {"meta_info", "output_ids"} - answer.keys():
+            raise DataError(f"the answer has no {' and no '.join(sorted(missing))}: ask /generate")
         meta, output = answer["meta_info"], list(answer["output_ids"])
         asked = RequestOptions.parse(dict(options) if options else None)
         merged = config.for_request(asked)
@@ -134,7 +141,7 @@ class RolloutRecord(BaseModel):
         machine.feed_all(prompt_ids)
         runs = _feed(machine, output, len(prompt_ids), structure)
         length = len(prompt_ids) + len(output)
-        _compare(meta, machine, len(prompt_ids), length)
+        check_accounting(meta, machine, len(prompt_ids), length)
         values = {
             "id": id,
             "prompt_ids": list(prompt_ids),
@@ -198,34 +205,20 @@ class RolloutRecord(BaseModel):
             raise ValueError("prompt_ids is empty")
         if self.logprobs is not None and len(self.logprobs) != len(self.output_ids):
             raise ValueError(f"{len(self.logprobs)} logprobs for {len(self.output_ids)} output_ids")
-        self._check_permitted()
-        _check_spans(self.tokens, self.block_spans, self.memento_spans)
-        _check_evictions(self.evictions, self.block_spans, len(self.tokens))
+        tokens = self.tokens
+        check_permitted(list(self._runs()), tokens, self.special_ids, len(self.prompt_ids))
+        check_spans(tokens, self.block_spans, self.memento_spans)
+        check_evictions(self.machine_evictions, self.block_spans, len(tokens))
         return self
 
-    def _check_permitted(self) -> None:
-        tokens, special = self.tokens, set(self.special_ids)
-        last = len(self.prompt_ids)
-        for number, (start, end, may) in enumerate(self._runs()):
-            if not last <= start < end <= len(tokens) or (number == 0 and start != last):
-                raise ValueError(
-                    f"permitted[{number}] starts at {start}: entries begin at the first output "
-                    f"token ({len(self.prompt_ids)}) and rise"
-                )
-            last = start
-            for index in range(start, end):
-                token = tokens[index]
-                if not (token in may.special if token in special else may.text):
-                    raise ValueError(f"token {token} at {index} was not permitted there")
 
-
-def read_rollouts(path: Path) -> Iterator[RolloutRecord]:
+def read_rollouts(path: str | Path) -> Iterator[RolloutRecord]:
     """Records of a JSONL file.
 
     Raises:
         DataError: a line is no record, or contradicts itself; says which line.
     """
-    with path.open("rb") as lines:
+    with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -234,10 +227,10 @@ def read_rollouts(path: Path) -> Iterator[RolloutRecord]:
                     raise DataError(f"{path}:{number}: {error}") from None
 
 
-def write_rollouts(path: Path, records: Iterable[RolloutRecord]) -> int:
+def write_rollouts(path: str | Path, records: Iterable[RolloutRecord]) -> int:
     """Write a JSONL file; returns the number of records."""
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         for record in records:
             file.write(record.model_dump_json() + "\n")
             count += 1
@@ -263,72 +256,12 @@ def _feed(
     return runs
 
 
-def _compare(meta: Mapping[str, Any], machine: BlockMachine, prompt_len: int, length: int) -> None:
-    """The server's own record must be what the rule gives for these tokens and options."""
-    if meta.get("prompt_tokens", prompt_len) != prompt_len:
-        raise DataError(
-            f"the answer is to a prompt of {meta['prompt_tokens']} tokens, not {prompt_len}"
-        )
-    record = meta.get("memento")
-    if record is None:
-        if machine.evictions:
-            raise DataError(
-                'the answer has no meta_info["memento"]: was it made with --enable-memento and '
-                "without enable=false? Say so in `config` or `options`"
-            )
-        return
-    expected = json.loads(json.dumps(account(machine, prompt_len, length).as_dict()))
-    found = json.loads(json.dumps(record))  # in one process spans are tuples
-    for name, value in expected.items():
-        if found.get(name) != value:
-            raise DataError(
-                f"the server's {name}={found.get(name)} is not what these options give ({value}): "
-                "pass the server's MementoConfig as `config`, the request's overrides as `options`"
-            )
-
-
 def _logprobs(entries: Sequence[Sequence[Any]] | None, output: list[int]) -> list[float] | None:
     if entries is None:
         return None
     if [entry[1] for entry in entries] != output:
         raise DataError("output_token_logprobs are of other tokens than output_ids")
     return [float(entry[0]) for entry in entries]
-
-
-def _check_spans(tokens: list[int], blocks: list[Span], mementos: list[Span]) -> None:
-    if len(blocks) != len(mementos):
-        raise ValueError(f"{len(blocks)} block_spans and {len(mementos)} memento_spans")
-    last = 0
-    for number, pair in enumerate(zip(blocks, mementos, strict=True)):
-        for kind, (start, end) in zip(("block", "memento"), pair, strict=True):
-            if not last < start <= end < len(tokens):
-                raise ValueError(
-                    f"{kind}_spans[{number}]={[start, end]} overlaps what is before it or leaves "
-                    f"the {len(tokens)} tokens"
-                )
-            last = end + 1
-    for kind, spans in (("block", blocks), ("memento", mementos)):
-        ends = {(tokens[start - 1], tokens[end]) for start, end in spans}
-        if len(ends) > 1:
-            raise ValueError(
-                f"{kind}_spans do not all stand between the same two marker tokens: {sorted(ends)}"
-            )
-
-
-def _check_evictions(
-    evictions: list[tuple[int, int, int, int]], blocks: list[Span], length: int
-) -> None:
-    spans = set(blocks) | {(start - 1, end + 1) for start, end in blocks}
-    last = -1
-    for number, (point, start, end, resume) in enumerate(evictions):
-        where = f"evictions[{number}]={[point, start, end, resume]}"
-        if (start, end) not in spans:
-            raise ValueError(f"{where} is not the span of a block, with or without its markers")
-        if not end <= resume <= point < length:
-            raise ValueError(f"{where}: needs end <= resume <= point < {length} tokens")
-        if point <= last:
-            raise ValueError(f"{where}: points must rise")
-        last = point
 
 
 def _explain(error: ValidationError) -> str:

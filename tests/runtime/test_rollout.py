@@ -77,7 +77,7 @@ def test_restart_mode_is_carried_to_the_layout() -> None:
 def test_files_keep_everything(tmp_path: Path) -> None:
     records = [made(), made(restart_mode=True), made(keep_last_n_blocks=-1)]
     assert write_rollouts(tmp_path / "r.jsonl", records) == 3
-    assert list(read_rollouts(tmp_path / "r.jsonl")) == records
+    assert list(read_rollouts(str(tmp_path / "r.jsonl"))) == records
     text = (tmp_path / "r.jsonl").read_text()
     (tmp_path / "r.jsonl").write_text(text.replace('"output_ids":[1,', '"output_ids":[', 1))
     with pytest.raises(DataError, match=r"r\.jsonl:1: not a rollout record: 15 logprobs for 14"):
@@ -129,6 +129,8 @@ def test_an_answer_that_is_not_to_this_prompt_or_options() -> None:
     off = build(answer(config, memento=None), options={"enable": False})
     assert off.evictions == []
     assert off.block_spans
+    with pytest.raises(DataError, match="no meta_info and no output_ids: ask /generate"):
+        build({"choices": []})
     with pytest.raises(RequestError, match="unknown option"):
         build(answer(config), options={"keep": 1})
     assert build(answer(config), temperature=0.0).temperature == 1.0
