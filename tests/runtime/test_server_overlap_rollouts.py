@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def worst(record: RolloutRecord, model: Any) -> float:
 def test_logprobs_from_the_record_alone(server: Served, temperature: float, tmp_path: Path) -> None:
     """They are log_softmax(logits / T); a greedy request's are those at T = 1."""
     evicted = 0
-    for seed in (11, 12, 13):
+    for seed in (11, 12):
         _, made = rollout(server, seed, temperature, 300)
         write_rollouts(tmp_path / "one.jsonl", [made])
         (record,) = read_rollouts(tmp_path / "one.jsonl")
@@ -95,10 +96,11 @@ def test_constrained_emission_is_in_the_record(server: Served, options: dict[str
 
 
 def test_simulated_figures_are_the_servers(server: Served, tmp_path: Path) -> None:
-    made: list[Rollout] = []
-    for keep in (0, 1, 2, -1):
-        options = {"keep_last_n_blocks": keep}
-        made += [rollout(server, seed, 1.0, 300, **options) for seed in (11, 12, 13)]
+    jobs = [(seed, keep) for keep in (0, 1, 2, -1) for seed in (11, 12)]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(
+            pool.map(lambda job: rollout(server, job[0], 1.0, 300, keep_last_n_blocks=job[1]), jobs)
+        )
     path = tmp_path / "rollouts.jsonl"
     write_rollouts(path, [record for _, record in made])
     tokenizer = str(server.model.config._name_or_path)
@@ -110,7 +112,7 @@ def test_simulated_figures_are_the_servers(server: Served, tmp_path: Path) -> No
     for number, ((answer, _), row) in enumerate(zip(made, rows, strict=True)):
         expected = answer["meta_info"]["memento"]
         expected.pop("measured_peak_kv_tokens", None)
-        run = row["runs"][number // 3]
+        run = row["runs"][number // 2]
         assert {name: run[name] for name in expected} == expected
         seen += len(expected["evicted_spans"])
     assert seen > 5
