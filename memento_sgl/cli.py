@@ -9,6 +9,7 @@ import memento_pipeline.commands_text
 import typer
 
 import memento_sgl.commands
+import memento_sgl.commands_offline
 
 app = typer.Typer(
     name="memento",
@@ -20,6 +21,7 @@ app = typer.Typer(
 memento_sgl.commands.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
+memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 
