@@ -17,7 +17,7 @@ def serve_demo(serve: Callable[..., Served]) -> Served:
         "demo-chat",
         "demo",
         *("--chat-template", "memento_nosys"),
-        *("--tool-call-parser", "qwen25"),
+        *("--tool-call-parser", "qwen"),
         "--enable-cache-report",
     )
 
