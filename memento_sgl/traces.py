@@ -114,6 +114,24 @@ def _openai(row: Mapping[str, Any], name: str) -> list[Trace]:
     return traces
 
 
+def _reasoning(row: Mapping[str, Any], name: str) -> list[Trace]:
+    """What `memento think --json` prints and an attempt of `memento batch`."""
+    if not row.get("output_ids"):
+        raise DataError("it holds no token ids: answers over the native interface do")
+    record, prompt = row["accounting"], row["prompt_tokens"]
+    return [Trace(name, prompt, row["output_ids"], _evictions(record), record)]
+
+
+def _batch(row: Mapping[str, Any], name: str) -> list[Trace]:
+    if not row["attempts"]:
+        raise DataError(f"it failed: {row['error']}")
+    return [
+        trace
+        for number, attempt in enumerate(row["attempts"])
+        for trace in _reasoning(attempt, f"{name}#{number}")
+    ]
+
+
 def _ids(row: Mapping[str, Any], name: str) -> list[Trace]:
     prompt, output = row["prompt_ids"], row["output_ids"]
     if not (_is_ids(prompt) and _is_ids(output)):
@@ -150,6 +168,8 @@ FORMATS = (
     Format("rollout record", frozenset({"format", "prompt_ids", "output_ids"}), _rollout),
     Format("/generate answer", frozenset({"meta_info"}), _generated),
     Format("OpenAI answer", frozenset({"choices", "usage"}), _openai),
+    Format("memento think answer", frozenset({"blocks", "answer", "accounting"}), _reasoning),
+    Format("memento batch result", frozenset({"attempts", "error"}), _batch),
     Format("token ids", frozenset({"prompt_ids", "output_ids"}), _ids),
     Format("tokenized row", frozenset({"input_ids"}), _tokenized),
     Format("training row", frozenset({"response"}), _row),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memento_frontend.results import Reasoning
 from typer.testing import CliRunner
 
 from memento_sgl.accounting import account, kv_curve
@@ -16,6 +18,7 @@ from memento_sgl.cli import app
 from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import Problem, held_out
+from memento_sgl.errors import DataError
 from memento_sgl.rollout import RolloutRecord
 from memento_sgl.simulate import Replayer
 from memento_sgl.text_tokens import TextTokenizer
@@ -143,6 +146,24 @@ def test_saved_spans_win_over_the_rule(replayer: Replayer) -> None:
     assert len(found["evictions"]) == 1
     assert [block["eviction"] for block in found["blocks"]] == [0, None, None, None, None]
     assert found["record"]["peak_kv_tokens"] == 7
+
+
+def test_answers_of_think_and_batch(replayer: Replayer) -> None:
+    answer = formats(replayer)["answer"]()
+    meta, ids = answer["meta_info"], tuple(answer["output_ids"])
+    thought = Reasoning((), "", accounting=meta["memento"], prompt_tokens=meta["prompt_tokens"])
+    attempt = asdict(replace(thought, output_ids=ids))
+    result = {"id": "q", "answer": "", "votes": 1, "error": None, "input": {}}
+    result["attempts"] = json.loads(json.dumps([attempt, attempt]))
+    found = traces_of(result, "t")
+    assert [trace.name for trace in found] == ["q#0", "q#1"]
+    (expected,) = traces_of(answer, "t")
+    for trace in (*found, *traces_of(result["attempts"][0], "t")):
+        assert drawn(trace, replayer) == drawn(expected, replayer) | {"name": trace.name}
+    with pytest.raises(DataError, match="no token ids"):
+        traces_of(asdict(thought), "t")
+    with pytest.raises(DataError, match="it failed: timeout"):
+        traces_of(result | {"attempts": [], "error": "timeout"}, "t")
 
 
 def test_openai_answers(replayer: Replayer) -> None:
