@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 def check_ownership(scheduler: Any) -> None:
@@ -26,6 +28,31 @@ def check_ownership(scheduler: Any) -> None:
     counts = torch.bincount(slots, minlength=allocator.size + 1)[1:]
     wrong = (counts != 1).nonzero().flatten() + 1
     assert len(wrong) == 0, f"slots without exactly one owner: {wrong[:20].tolist()}"
+
+
+def check_ranks(scheduler: Any) -> None:
+    """Compare the tables of all tensor-parallel ranks: each decides alone what to evict, and all
+    have to decide alike. A collective of CPU tensors after every step; for tests.
+
+    Raises:
+        AssertionError: ranks that differ in a row, in what it reflects, or in the free slots.
+    """
+    group = scheduler.tp_cpu_group
+    if (ranks := dist.get_world_size(group)) == 1:
+        return
+    table = scheduler.req_to_token_pool.req_to_token
+    state: dict[str, Any] = {
+        req.rid: (req.memento.applied, _digest(table[req.req_pool_idx, : req.kv_committed_len]))
+        for req in live_requests(scheduler)
+    }
+    state[""] = _digest(scheduler.token_to_kv_pool_allocator.free_pages)
+    states: list[Any] = [None] * ranks
+    dist.all_gather_object(states, state, group=group)
+    assert all(other == states[0] for other in states), f"ranks differ: {states}"
+
+
+def _digest(slots: torch.Tensor) -> int:
+    return zlib.crc32(slots.cpu().numpy().tobytes())
 
 
 def tree_slots(tree: Any) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
 
-from memento_sgl.environment import has_accelerator
+from memento_sgl.environment import has_accelerator, share_cpu
 from memento_sgl.errors import ConfigError
 
 
@@ -28,7 +28,11 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     device_type = "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Constrain answers with outlines: xgrammar's masks need an accelerator."""
+        """Constrain answers with outlines: xgrammar's masks need an accelerator. Tensor-parallel
+        ranks talk through gloo alone and share all cores."""
+        if server_args.tp_size > 1:
+            share_cpu(server_args.tp_size)
+            server_args.disable_custom_all_reduce = True
         if server_args.grammar_backend is None:
             server_args.grammar_backend = "outlines"
         elif server_args.grammar_backend == "xgrammar":

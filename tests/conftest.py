@@ -108,10 +108,13 @@ class Served:
     def assert_all_slots_free(self) -> None:
         """Nothing runs, nothing waits, no KV slot is in use."""
         for _ in range(50):
-            (load,) = httpx.get(f"{self.url}/get_load", timeout=30).json()
-            if load["num_reqs"] == load["num_waiting_reqs"] == load["num_tokens"] == 0:
+            loads = httpx.get(f"{self.url}/get_load", timeout=30).json()
+            if all(
+                load["num_reqs"] == load["num_waiting_reqs"] == load["num_tokens"] == 0
+                for load in loads
+            ):
                 return
-        raise AssertionError(load)
+        raise AssertionError(loads)
 
 
 def request_body(ids: list[int], tokens: int, **options: Any) -> dict[str, Any]:
