@@ -196,7 +196,10 @@ def serve(
         log = logs / f"{name}.log"
         url = stack.enter_context(
             running_server(
-                launcher(str(folder), *common), log, environment=CHECKS | (environment or {})
+                launcher(str(folder), *common),
+                log,
+                environment=CHECKS | (environment or {}),
+                timeout=500,
             )
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)

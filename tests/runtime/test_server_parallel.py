@@ -28,14 +28,14 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served]) -> None:
     """`ownership.check_ranks` compares rows, evictions and free slots of both ranks at each step."""
     server = serve("tp", "qwen3", "--tp", "2", "--chunked-prefill-size", "48", environment=RETRACT)
     jobs = random_jobs(15, 81, *OPTIONS)
     assert server.verify_many(jobs, concurrency=8) > 5
     assert server.verify_many(jobs, concurrency=8) > 5  # warm
-    verify_retraction_after_evictions(server, seed=23)
+    verify_retraction_after_evictions(server, seed=21)
     # Sampling: every rank draws by itself, and all have to draw the same tokens.
     body = request_body(jobs[0][0], 100)
     body["sampling_params"] |= {"temperature": 1.0, "n": 6}
@@ -50,7 +50,7 @@ def replicas(serve: Callable[..., Served]) -> Served:
     return serve("dp", "qwen3", "--dp-size", "2", environment=RETRACT)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_data_parallel_ranks(replicas: Served) -> None:
     jobs = random_jobs(20, 83, *OPTIONS)
     answers = replicas.generate_many(jobs, concurrency=8)
@@ -72,7 +72,7 @@ def router(
     logs = tmp_path_factory.mktemp("router")
     flags = ("--dtype", "float32", "--max-total-tokens", "20000", "--log-level", "warning")
     second = serve_command(str(checkpoint("qwen3")), *flags)
-    with running_server(second, logs / "second.log", environment=CHECKS) as other:
+    with running_server(second, logs / "second.log", environment=CHECKS, timeout=500) as other:
         launch = [sys.executable, "-m", "sglang_router.launch_router", "--policy", "round_robin"]
         launch += ["--prometheus-port", str(free_port()), "--worker-urls", replicas.url, other]
         with running_server(launch, logs / "router.log") as url:
@@ -92,7 +92,7 @@ def routed(replicas: Served, router: str) -> Served:
     return dataclasses.replace(replicas, url=router)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_the_router_spreads_requests_and_keeps_their_accounting(routed: Served) -> None:
     jobs = random_jobs(12, 85)
     answers = routed.generate_many(jobs, concurrency=6)
