@@ -1,4 +1,5 @@
-"""The slot invariant: every KV slot has exactly one owner, and a row holds what the rule says."""
+"""The slot invariant: every KV page (a slot, at page size 1) has exactly one owner, and a row holds
+what the rule says."""
 
 from __future__ import annotations
 
@@ -13,21 +14,35 @@ def check_ownership(scheduler: Any) -> None:
     """Compare free slots, the radix tree and the rows of all live requests. Slow; for tests.
 
     Raises:
-        AssertionError: a slot with two owners or none, or a row of unexpected length.
+        AssertionError: a page with two owners or none, or a row of unexpected length.
     """
-    allocator = scheduler.token_to_kv_pool_allocator
+    allocator, page = scheduler.token_to_kv_pool_allocator, scheduler.page_size
     table = scheduler.req_to_token_pool.req_to_token
     owned = [allocator.free_pages, allocator.release_pages]
-    owned += tree_slots(scheduler.tree_cache)
+    owned += [pages_of(slots, page) for slots in tree_slots(scheduler.tree_cache)]
     for req in live_requests(scheduler):
         rows = req.kv.kv_allocated_len
         assert req.kv_committed_len == rows, (req.rid, req.kv_committed_len, rows)
         _check_length(req, scheduler)
-        owned.append(table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64))
-    slots = torch.cat(owned)
-    counts = torch.bincount(slots, minlength=allocator.size + 1)[1:]
+        own = table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64)
+        owned.append(pages_of(own, page))
+    pages = torch.cat(owned)
+    counts = torch.bincount(pages, minlength=allocator.size // page + 1)[1:]
     wrong = (counts != 1).nonzero().flatten() + 1
-    assert len(wrong) == 0, f"slots without exactly one owner: {wrong[:20].tolist()}"
+    assert len(wrong) == 0, f"pages without exactly one owner: {wrong[:20].tolist()}"
+
+
+def pages_of(slots: torch.Tensor, page: int) -> torch.Tensor:
+    """The pages of a row, each once; at page size 1 the slots themselves.
+
+    Raises:
+        AssertionError: row r does not lie at offset r % page of one page for each `page` rows.
+    """
+    rows = torch.arange(len(slots), device=slots.device)
+    first = slots - rows % page
+    laid_out = torch.equal(first, first[rows - rows % page]) and not (first % page).any()
+    assert laid_out, "a row that is not laid out in pages"
+    return first[::page] // page
 
 
 def check_ranks(scheduler: Any) -> None:

@@ -47,6 +47,6 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
         return MHATokenToKVPool
 
     def get_paged_allocator_cls(self) -> Any:
-        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+        from memento_sgl.paged_allocator import TorchPagedAllocator
 
-        return PagedTokenToKVPoolAllocator
+        return TorchPagedAllocator

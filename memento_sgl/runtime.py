@@ -63,6 +63,10 @@ class Runtime:
         _check_engine(scheduler)
         table = scheduler.req_to_token_pool.req_to_token
         self._scheduler = scheduler
+        if scheduler.page_size > 1:
+            # The default copy kernel exists for speculative decoding only, and does not allow for
+            # targets that overlap sources.
+            scheduler.token_to_kv_pool_allocator.get_kvcache().use_native_move_kv_cache = True
         self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
         if any(self.config.caps):
             self._enable_caps()
@@ -153,6 +157,25 @@ class Runtime:
             if self.caps is not None:
                 self.caps.load(slots, states)
 
+    def move_kv(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy the KV of slots `source` to slots `target`, int64 `[N]` each, which may overlap.
+
+        After the step in flight, which still reads both where they are, before the next one.
+        """
+        scheduler = self._scheduler
+        pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
+        if not scheduler.enable_overlap:
+            pool.move_kv_cache(target, source)
+            return
+        forward = scheduler.forward_stream
+        made_on = scheduler.device_module.current_stream()
+        with scheduler.forward_stream_ctx:
+            forward.wait_stream(made_on)
+            pool.move_kv_cache(target, source)
+        for slots in (target, source):
+            if slots.is_cuda:  # not to be reused on `made_on` before the copy has read them
+                slots.record_stream(forward)
+
     def place(self, batch: Any) -> None:
         """After a prefill batch got its slots: their offsets and cap states."""
         states = [req.memento for req in batch.reqs]
@@ -201,8 +224,6 @@ class Runtime:
 
 
 def _check_engine(scheduler: Any) -> None:
-    if scheduler.page_size != 1:
-        raise ConfigError(f"memento needs page size 1, the engine uses {scheduler.page_size}")
     if scheduler.tp_worker.model_runner.sliding_window_size is not None:
         raise ConfigError("memento does not support models with sliding-window layers yet")
     if getattr(scheduler, "is_hybrid_ssm", False):

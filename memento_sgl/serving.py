@@ -42,7 +42,6 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("dllm_algorithm", (None,), "diffusion language models"),
     ("is_embedding", (False,), "embedding models"),
     ("tokenizer_worker_num", (1,), "more than one tokenizer worker"),
-    ("page_size", (None, 1), "a page size above 1"),
     ("encoder_only", (False,), "an encoder-only server"),
     ("use_ray", (False,), "Ray actors for schedulers"),
 )
@@ -149,6 +148,11 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     model = server_args.get_model_config()
     refuse_model(model)
     if not server_args.disable_radix_cache:
+        if (page := server_args.page_size) != 1:
+            raise ConfigError(
+                f"memento caches prefixes at page size 1 only, and SGLang chose {page} for the "
+                f"attention backend {server_args.attention_backend}: add --disable-radix-cache"
+            )
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
@@ -186,6 +190,9 @@ def required_arguments(config: MementoConfig, given: Mapping[str, Any]) -> dict[
         )
     if config.restart_mode:
         logger.warning("memento: restart mode recomputes mementos: prefix caching is turned off")
+        return {"disable_radix_cache": True}
+    if given.get("page_size") not in (None, 1):
+        logger.warning("memento: prefixes are cached at page size 1 only: prefix caching is off")
         return {"disable_radix_cache": True}
     return {"radix_cache_backend": RADIX_BACKEND}
 

@@ -151,7 +151,6 @@ UNSUPPORTED: dict[str, object] = {
     "dllm_algorithm": "any",
     "is_embedding": True,
     "tokenizer_worker_num": 2,
-    "page_size": 16,
     "encoder_only": True,
     "use_ray": True,
 }

@@ -30,7 +30,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.timeout(1200)
 def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served]) -> None:
-    """`ownership.check_ranks` compares rows, evictions and free slots of both ranks at each step."""
+    """`ownership.check_ranks` compares rows, evictions and free slots at each step."""
     server = serve("tp", "qwen3", "--tp", "2", "--chunked-prefill-size", "48", environment=RETRACT)
     jobs = random_jobs(15, 81, *OPTIONS)
     assert server.verify_many(jobs, concurrency=8) > 5
