@@ -148,11 +148,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     model = server_args.get_model_config()
     refuse_model(model)
     if not server_args.disable_radix_cache:
-        if (page := server_args.page_size) != 1:
-            raise ConfigError(
-                f"memento caches prefixes at page size 1 only, and SGLang chose {page} for the "
-                f"attention backend {server_args.attention_backend}: add --disable-radix-cache"
-            )
+        refuse_pages(server_args)
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
     markers = resolve_markers(config, _tokenizer(server_args))
@@ -226,6 +222,16 @@ def refuse_model(model: Any) -> None:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
+
+
+def refuse_pages(server_args: Any) -> None:
+    """Raise ConfigError where SGLang chose a page size that prefixes are not cached at."""
+    if (page := server_args.page_size) != 1:
+        raise ConfigError(
+            f"memento caches prefixes at page size 1, and the attention backend "
+            f"{server_args.attention_backend} takes {page}: add --attention-backend flashinfer, or "
+            f"--page-size {page}, which turns prefix caching off"
+        )
 
 
 def refuse_context(length: int) -> None:

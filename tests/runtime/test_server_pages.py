@@ -44,7 +44,7 @@ def test_pages_with_overlap_and_forced_retraction(serve: Callable[..., Served]) 
 def test_pages_without_overlap_in_a_pool_too_small(
     serve: Callable[..., Served], restart: bool
 ) -> None:
-    """Evicted delimiters; in restart mode the memento moves by nothing and is read again."""
+    """Evicted delimiters; in restart mode the memento is read again into the pages of its block."""
     server = serve(
         f"pages-sync-{restart}",
         "llama",
