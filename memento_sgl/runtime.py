@@ -7,7 +7,7 @@ requests that wait for an eviction or a redone step.
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -150,7 +150,7 @@ class Runtime:
         if not slots:
             return
         # After the step in flight has written its sampled token, before the next one reads it.
-        with getattr(self._scheduler, "forward_stream_ctx", None) or nullcontext():
+        with self._forward_stream():
             buffer = self._scheduler.future_map.output_tokens_buf
             where = torch.tensor(slots, device=buffer.device)
             buffer[where] = torch.tensor(tokens, dtype=buffer.dtype, device=buffer.device)
@@ -162,19 +162,21 @@ class Runtime:
 
         After the step in flight, which still reads both where they are, before the next one.
         """
-        scheduler = self._scheduler
-        pool = scheduler.token_to_kv_pool_allocator.get_kvcache()
-        if not scheduler.enable_overlap:
-            pool.move_kv_cache(target, source)
-            return
-        forward = scheduler.forward_stream
-        made_on = scheduler.device_module.current_stream()
-        with scheduler.forward_stream_ctx:
-            forward.wait_stream(made_on)
-            pool.move_kv_cache(target, source)
+        streams = self._scheduler.device_module
+        made_on = streams.current_stream()
+        with self._forward_stream():
+            copied_on = streams.current_stream()
+            copied_on.wait_stream(made_on)
+            self._scheduler.token_to_kv_pool_allocator.get_kvcache().move_kv_cache(target, source)
         for slots in (target, source):
             if slots.is_cuda:  # not to be reused on `made_on` before the copy has read them
-                slots.record_stream(forward)
+                slots.record_stream(copied_on)
+
+    def _forward_stream(self) -> AbstractContextManager[Any]:
+        """Where forward passes run: what is queued there comes after the step in flight and before
+        the next one. Without overlap scheduling that is the current stream."""
+        overlap: bool = self._scheduler.enable_overlap
+        return self._scheduler.forward_stream_ctx if overlap else nullcontext()
 
     def place(self, batch: Any) -> None:
         """After a prefill batch got its slots: their offsets and cap states."""

@@ -57,18 +57,15 @@ def around_add_one_req(
 @contextmanager
 def _segments_end_inside_pages(adder: Any) -> Iterator[None]:
     """Upstream cuts a first chunk at a page border, and an eviction point lies anywhere: count in
-    single slots meanwhile, two pages (the first and the last partial one) set aside."""
-    if (page := adder.page_size) == 1:
-        yield
-        return
-    added = len(adder.can_run_list)
-    adder.rem_total_token_offset += 2 * page
-    adder.cur_rem_token_offset += 2 * page
+    single slots meanwhile, the rest of the page that upstream reserves for a request set aside."""
+    page, added = adder.page_size, len(adder.can_run_list)
+    adder.rem_total_token_offset += page - 1
+    adder.cur_rem_token_offset += page - 1
     adder.page_size = 1
     try:
         yield
     finally:
         adder.page_size = page
         if len(adder.can_run_list) == added:
-            adder.rem_total_token_offset -= 2 * page
-            adder.cur_rem_token_offset -= 2 * page
+            adder.rem_total_token_offset -= page - 1
+            adder.cur_rem_token_offset -= page - 1

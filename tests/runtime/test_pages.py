@@ -31,7 +31,7 @@ class PagedWorld(World):
         )
         self.tree = ChunkCache(params)
         self.runtime._scheduler = SimpleNamespace(
-            token_to_kv_pool_allocator=self.allocator, enable_overlap=False
+            token_to_kv_pool_allocator=self.allocator, enable_overlap=False, device_module=torch.cpu
         )
         self.moved = 0
 

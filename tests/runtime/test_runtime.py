@@ -60,7 +60,7 @@ def make_runtime() -> Runtime:
     runtime = Runtime(Settings(config, MARKERS))
     buffer = torch.full((4,), -1)
     runtime._scheduler = SimpleNamespace(
-        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[]
+        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[], enable_overlap=False
     )
     return runtime
 

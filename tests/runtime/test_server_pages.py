@@ -32,7 +32,9 @@ def verify_prompts_with_finished_blocks(server: Served) -> None:
 
 
 def test_pages_with_overlap_and_forced_retraction(serve: Callable[..., Served]) -> None:
-    server = serve("pages", "qwen3", "--page-size", "4", *CHUNKS, environment=RETRACT)
+    # A row is read again in up to four segments; every three steps would leave none to decode.
+    rarely = RETRACT | {"SGLANG_TEST_RETRACT_INTERVAL": "8"}
+    server = serve("pages", "qwen3", "--page-size", "4", *CHUNKS, environment=rarely)
     assert "prefix caching is off" in server.log.read_text()
     assert server.verify_many(random_jobs(15, 91, *OPTIONS), concurrency=8) > 5
     verify_prompts_with_finished_blocks(server)
