@@ -17,7 +17,7 @@ import pytest
 from conftest import CHECKS, Served, random_jobs, request_body
 from test_server_modes import RETRACT, retractions, verify_retraction_after_evictions
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -28,7 +28,6 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-@pytest.mark.timeout(1200)
 def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served]) -> None:
     """`ownership.check_ranks` compares rows, evictions and free slots at each step."""
     server = serve("tp", "qwen3", "--tp", "2", "--chunked-prefill-size", "48", environment=RETRACT)
@@ -50,7 +49,6 @@ def replicas(serve: Callable[..., Served]) -> Served:
     return serve("dp", "qwen3", "--dp-size", "2", environment=RETRACT)
 
 
-@pytest.mark.timeout(1200)
 def test_data_parallel_ranks(replicas: Served) -> None:
     jobs = random_jobs(20, 83, *OPTIONS)
     answers = replicas.generate_many(jobs, concurrency=8)
@@ -92,7 +90,6 @@ def routed(replicas: Served, router: str) -> Served:
     return dataclasses.replace(replicas, url=router)
 
 
-@pytest.mark.timeout(1200)
 def test_the_router_spreads_requests_and_keeps_their_accounting(routed: Served) -> None:
     jobs = random_jobs(12, 85)
     answers = routed.generate_many(jobs, concurrency=6)
@@ -146,7 +143,6 @@ def test_options_of_a_request_pass_the_router_on_completions_only(routed: Served
     assert routed.post("/generate", **body).status_code == 200
 
 
-@pytest.mark.timeout(1200)
 def test_an_engine_in_a_ray_actor(replicas: Served, checkpoint: Callable[[str], Path]) -> None:
     ray = pytest.importorskip("ray", reason="pip install 'memento-sgl[ray]'")
 
