@@ -1,6 +1,6 @@
-"""Several processes: tensor parallel ranks, data parallel ranks, the router, Ray actors.
+"""Several processes: tensor parallel ranks, data parallel ranks, the router.
 
-The command lines are those of docs/scale.md.
+The command lines are those of docs/scale.md; Ray is in test_engine.py.
 """
 
 from __future__ import annotations
@@ -141,39 +141,3 @@ def test_options_of_a_request_pass_the_router_on_completions_only(routed: Served
     assert "unknown option" in refused.text
     body = request_body([20, 21, 22], 4, max_block_token=4)
     assert routed.post("/generate", **body).status_code == 200
-
-
-def test_an_engine_in_a_ray_actor(replicas: Served, checkpoint: Callable[[str], Path]) -> None:
-    ray = pytest.importorskip("ray", reason="pip install 'memento-sgl[ray]'")
-
-    class Reasoner:
-        """The actor of docs/scale.md: one engine, in a process of its own."""
-
-        def __init__(self, model: str) -> None:
-            import memento_sgl
-
-            self.engine = memento_sgl.Engine(
-                model_path=model,
-                memento={"mask_delimiters": False},
-                device="cpu",
-                dtype="float32",
-                attention_backend="torch_native",
-                max_total_tokens=4000,
-            )
-
-        def generate(self, prompts: list[list[int]], tokens: int) -> Any:
-            sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-            return self.engine.generate(input_ids=prompts, sampling_params=sampling)
-
-        def stop(self) -> None:
-            self.engine.shutdown()
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        actor = ray.remote(Reasoner).remote(str(checkpoint("qwen3")))
-        prompts = [ids for ids, _, _ in random_jobs(6, 89)]
-        answers = ray.get(actor.generate.remote(prompts, 150))
-        ray.get(actor.stop.remote())
-    finally:
-        ray.shutdown()
-    assert sum(replicas.verify(*pair) for pair in zip(prompts, answers, strict=True)) > 3
