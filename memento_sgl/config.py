@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -16,6 +16,22 @@ from memento_sgl.errors import ConfigError, RequestError
 # Families whose training fixed whether the block delimiters are evicted too (paper, section 3).
 DELIMITERS_STAY = ("qwen", "olmo")
 DELIMITERS_GO = ("phi",)
+
+
+Emission = Literal["off", "caps", "strict"]
+CAPS = ("max_block_tokens", "max_summary_tokens")
+STRICT_ONLY = ("min_block_tokens", "min_summary_tokens", "max_blocks", "min_blocks")
+
+
+class Limits(NamedTuple):
+    """Bounds on what may be sampled, in tokens and blocks; a maximum of 0 is none."""
+
+    min_block: int
+    max_block: int
+    min_summary: int
+    max_summary: int
+    min_blocks: int
+    max_blocks: int
 
 
 class MementoConfig(BaseModel):
@@ -50,13 +66,32 @@ class MementoConfig(BaseModel):
         description="ablation: evict the block with its delimiters and recompute the memento's KV "
         "without it",
     )
+    constrain: Emission | None = Field(
+        None,
+        description="off: sample freely; caps: force the closing markers at max_block_tokens and "
+        "max_summary_tokens; strict: only <think>, blocks with one memento each, </think> and an "
+        "answer without markers can be sampled (default: caps if a cap is set, else off)",
+    )
     max_block_tokens: int = Field(
         0, ge=0, description="force <|block_end|> once a block holds this many tokens; 0: no cap"
     )
     max_summary_tokens: int = Field(
         0, ge=0, description="force <|summary_end|> once a memento holds this many; 0: no cap"
     )
+    min_block_tokens: int = Field(
+        0, ge=0, description="strict: no <|block_end|> before a block holds this many tokens"
+    )
+    min_summary_tokens: int = Field(
+        0, ge=0, description="strict: no <|summary_end|> before a memento holds this many tokens"
+    )
+    max_blocks: int = Field(
+        0, ge=0, description="strict: </think> after this many blocks of a thought; 0: no limit"
+    )
+    min_blocks: int = Field(0, ge=0, description="strict: no </think> before this many blocks")
     debug: bool = Field(False, description="log one line per block event")
+    show_markers: bool = Field(
+        False, description="reasoning_content keeps the block and memento markers"
+    )
     block_start_token: str = Field("<|block_start|>", min_length=1, description="opens a block")
     block_end_token: str = Field("<|block_end|>", min_length=1, description="closes a block")
     summary_start_token: str = Field(
@@ -68,6 +103,8 @@ class MementoConfig(BaseModel):
     assistant_token: str = Field(
         "assistant", min_length=1, description="role after im_start_token that opens a section"
     )
+    think_start_token: str = Field("<think>", min_length=1, description="opens a thought")
+    think_end_token: str = Field("</think>", min_length=1, description="closes a thought")
 
     @field_validator("mask_delimiters", mode="before")
     @classmethod
@@ -88,7 +125,22 @@ class MementoConfig(BaseModel):
                 )
             if not self.compact_on_summary_end:
                 raise ValueError(f"{name} needs compact_on_summary_end=true")
+        self._check_emission()
         return self
+
+    def _check_emission(self) -> None:
+        needs = {name: "strict" for name in STRICT_ONLY}
+        if self.constrain == "off":
+            needs |= {name: "caps or strict" for name in CAPS}
+        for name, mode in needs.items():
+            if getattr(self, name) and self.constrain != "strict":
+                raise ValueError(f"{name} needs constrain={mode}")
+        if self.constrain == "caps" and not any(getattr(self, name) for name in CAPS):
+            raise ValueError(f"constrain=caps needs {' or '.join(CAPS)}")
+        for what in ("block_tokens", "summary_tokens", "blocks"):
+            low, high = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if 0 < high < low:
+                raise ValueError(f"min_{what}={low} is more than max_{what}={high}")
 
     @property
     def evicts(self) -> bool:
@@ -96,11 +148,23 @@ class MementoConfig(BaseModel):
         return self.enable and self.compact_on_summary_end and self.keep_last_n_blocks >= 0
 
     @property
-    def caps(self) -> tuple[int, int]:
-        """Token caps of blocks and mementos in force; 0: none."""
+    def emission(self) -> Emission:
+        """The mode of constrained emission in force."""
         if not self.enable:
-            return 0, 0
-        return self.max_block_tokens, self.max_summary_tokens
+            return "off"
+        return self.constrain or ("caps" if any(self.limits) else "off")
+
+    @property
+    def limits(self) -> Limits:
+        """Bounds of constrained emission."""
+        return Limits(
+            self.min_block_tokens,
+            self.max_block_tokens,
+            self.min_summary_tokens,
+            self.max_summary_tokens,
+            self.min_blocks,
+            self.max_blocks,
+        )
 
     @classmethod
     def parse(cls, source: str | Path | dict[str, Any]) -> MementoConfig:
@@ -142,8 +206,21 @@ class MementoConfig(BaseModel):
         changes = options.model_dump(exclude={"assistant_start"}, exclude_none=True)
         if not changes:
             return self
+        emission = ("constrain", *CAPS, *STRICT_ONLY)
+        if options.enable is False and (given := [name for name in emission if name in changes]):
+            raise RequestError(
+                f"memento: {given[0]} has no effect with enable=false; keep_last_n_blocks=-1 "
+                "constrains without evicting"
+            )
+        # The server's bounds that the request's own mode does not have.
+        dropped: tuple[str, ...] = ()
+        if options.enable is False or options.constrain == "off":
+            dropped = emission
+        elif options.constrain == "caps":
+            dropped = STRICT_ONLY
+        base = self.model_dump(exclude=set(dropped))
         try:
-            return MementoConfig.model_validate(self.model_dump() | changes)
+            return MementoConfig.model_validate(base | changes)
         except ValidationError as error:
             raise RequestError(f"memento: {explain(error, RequestOptions)}") from None
 
@@ -156,8 +233,14 @@ class RequestOptions(BaseModel):
     enable: bool | None = None
     keep_last_n_blocks: int | None = Field(None, ge=-1)
     keep_last_block_for_answer: bool | None = None
+    constrain: Emission | None = None
     max_block_tokens: int | None = Field(None, ge=0)
     max_summary_tokens: int | None = Field(None, ge=0)
+    min_block_tokens: int | None = Field(None, ge=0)
+    min_summary_tokens: int | None = Field(None, ge=0)
+    max_blocks: int | None = Field(None, ge=0)
+    min_blocks: int | None = Field(None, ge=0)
+    show_markers: bool | None = None
     assistant_start: int | None = Field(
         None,
         ge=0,

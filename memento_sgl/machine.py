@@ -27,6 +27,14 @@ class State(IntEnum):
     ROLE = 5  # directly after <|im_start|>
 
 
+class Phase(IntEnum):
+    """How far an assistant turn is: a thought opens with `<think>` or its first block."""
+
+    BEFORE = 0
+    THOUGHT = 1
+    ANSWER = 2
+
+
 def _transitions() -> tuple[tuple[State, ...], ...]:
     table = {state: {cls: state for cls in TokenClass} for state in State}
     for state in (State.OUTSIDE, State.BLOCK, State.CLOSED, State.MEMENTO):
@@ -93,7 +101,8 @@ class BlockMachine:
         section_start: logical index from which markers count without chat markup having opened
             an assistant section; None when only the markup decides.
 
-    Only tokens in `classes` need to be fed; all others leave the machine as it is.
+    Only tokens in `classes` need to be fed; all others leave the machine as it is. `phase` and
+    `blocks_before` (blocks of earlier thoughts) matter to constrained emission only.
     """
 
     def __init__(
@@ -102,13 +111,16 @@ class BlockMachine:
         if config.mask_delimiters == "auto":
             raise ConfigError("mask_delimiters must be true or false here: see for_family()")
         self.config = config
+        self.markers = markers
         self.classes = markers.classes
         if not config.require_assistant_section:
-            for token in markers[4:]:
+            for token in (markers.im_start, markers.im_end, markers.assistant):
                 self.classes.pop(token, None)  # type: ignore[arg-type]
         tracked = config.require_assistant_section or section_start is not None
         self.state = State.NO_SECTION if tracked else State.OUTSIDE
         self._section_start = section_start
+        self.phase = Phase.BEFORE
+        self.blocks_before = 0
         self.blocks: list[Block] = []
         self.evictions: list[Eviction] = []
         self._waiting: Block | None = None  # keep_last_block_for_answer
@@ -123,8 +135,12 @@ class BlockMachine:
         before = self.state_before(index)
         self.state = after = TRANSITIONS[before][cls]
         due: Eviction | None = None
+        if cls is TokenClass.THINK_START or cls is TokenClass.THINK_END:
+            self._think(index, cls, before)
         if after is State.BLOCK and cls is TokenClass.BLOCK_START:
             self._block = (index, -1)
+            if self.phase is Phase.BEFORE:
+                self._open_thought()
             if self._waiting is not None:
                 due = self._evict(self._waiting, index)
                 self._waiting = None
@@ -132,6 +148,8 @@ class BlockMachine:
             return None
         elif after is State.CLOSED:
             self._block = (self._block[0], index)
+        elif before is State.ROLE and after is State.OUTSIDE:
+            self.phase = Phase.BEFORE
         elif before is State.MEMENTO and cls is TokenClass.SUMMARY_END:
             due = self._close(Block(*self._block, self._entered, index))
         self._entered = index
@@ -151,14 +169,29 @@ class BlockMachine:
         if self._section_start is not None and index >= self._section_start:
             self._section_start = None
             self.state, self._entered = State.OUTSIDE, index - 1
+            self.phase = Phase.BEFORE
         if self.state is State.ROLE and index != self._entered + 1:
             self.state = State.NO_SECTION
         return self.state
 
-    def content_tokens(self, index: int) -> int:
-        """Tokens that the open block or memento holds before `index`; 0 outside of one."""
-        open_ = self.state_before(index) in (State.BLOCK, State.MEMENTO)
-        return index - self._entered - 1 if open_ else 0
+    def held(self, index: int) -> int:
+        """Tokens before `index` since the state was entered: those of an open block or memento."""
+        self.state_before(index)
+        return index - self._entered - 1
+
+    def _think(self, index: int, cls: TokenClass, before: State) -> None:
+        if before in (State.NO_SECTION, State.ROLE):
+            return
+        if cls is TokenClass.THINK_END:
+            self.phase = Phase.ANSWER
+        elif self.phase is Phase.BEFORE:
+            self._open_thought()
+        if before is State.OUTSIDE:
+            self._entered = index
+
+    def _open_thought(self) -> None:
+        self.phase = Phase.THOUGHT
+        self.blocks_before = len(self.blocks)
 
     def _close(self, block: Block) -> Eviction | None:
         self.blocks.append(block)

@@ -18,6 +18,8 @@ class TokenClass(IntEnum):
     IM_START = 5
     IM_END = 6
     ASSISTANT = 7
+    THINK_START = 8
+    THINK_END = 9
 
 
 class Tokenizer(Protocol):
@@ -28,7 +30,8 @@ class Tokenizer(Protocol):
 
 
 class MarkerIds(NamedTuple):
-    """Token ids of the markers; the chat ones are None when sections are not tracked."""
+    """Token ids of the markers; the chat ones are None when sections are not tracked, those of the
+    thought when the tokenizer has no such token."""
 
     block_start: int
     block_end: int
@@ -37,6 +40,8 @@ class MarkerIds(NamedTuple):
     im_start: int | None = None
     im_end: int | None = None
     assistant: int | None = None
+    think_start: int | None = None
+    think_end: int | None = None
 
     @property
     def classes(self) -> dict[int, TokenClass]:
@@ -51,7 +56,8 @@ class MarkerIds(NamedTuple):
 def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> MarkerIds:
     """Find the token ids of the configured markers.
 
-    A marker may be given as a decimal token id (`"151669"`), which needs no tokenizer.
+    A marker may be given as a decimal token id (`"151669"`), which needs no tokenizer. Those of the
+    thought may be missing unless `constrain` is "strict".
 
     Raises:
         MarkerError: a marker is not exactly one token, or two markers are the same token.
@@ -60,9 +66,14 @@ def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> Marke
     if config.require_assistant_section:
         names += ["im_start", "im_end", "assistant"]
     ids: dict[str, int] = {}
-    for name in names:
+    for name in [*names, "think_start", "think_end"]:
         option = f"{name}_token"
-        token = _resolve(option, getattr(config, option), tokenizer)
+        try:
+            token = _resolve(option, getattr(config, option), tokenizer)
+        except MarkerError:
+            if name in names or config.constrain == "strict":
+                raise
+            continue
         for other, taken in ids.items():
             if taken == token:
                 raise MarkerError(f"{option} and {other}_token are the same token (id {token})")
@@ -82,7 +93,7 @@ def _resolve(option: str, text: str, tokenizer: Tokenizer | None) -> int:
         return ids[0]
     hint = (
         "add it to the tokenizer (memento init-model does) or name the token your model uses"
-        if option.startswith(("block", "summary"))
+        if option.startswith(("block", "summary", "think"))
         else "name the model's own, or set require_assistant_section to false if the model has no "
         "chat markup"
     )

@@ -28,8 +28,10 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     device_type = "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Constrain answers with outlines: xgrammar's masks need an accelerator. Tensor-parallel
-        ranks talk through gloo alone and share all cores."""
+        """Constrain answers with outlines: xgrammar's masks need an accelerator. An idle scheduler
+        leaves the cores to others instead of spinning. Tensor-parallel ranks talk through gloo
+        alone and share all cores."""
+        server_args.sleep_on_idle = True
         if server_args.tp_size > 1:
             share_cpu(server_args.tp_size)
             server_args.disable_custom_all_reduce = True

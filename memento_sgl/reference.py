@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from memento_sgl.config import MementoConfig
-from memento_sgl.machine import BlockMachine, Eviction, State, section_start_of
+from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
+from memento_sgl.machine import BlockMachine, Eviction, section_start_of
 from memento_sgl.markers import MarkerIds
 
 if TYPE_CHECKING:
@@ -96,15 +97,18 @@ def masked_logits(
     return logits
 
 
-def forced_token(machine: BlockMachine, index: int, markers: MarkerIds) -> int | None:
-    """The marker that a cap forces at `index`, if any."""
-    state, held = machine.state_before(index), machine.content_tokens(index)
-    block_cap, summary_cap = machine.config.caps
-    if state is State.BLOCK and 0 < block_cap <= held:
-        return markers.block_end
-    if state is State.MEMENTO and 0 < summary_cap <= held:
-        return markers.summary_end
-    return None
+def constrained(logits: torch.Tensor, may: Permitted, special: Sequence[int]) -> torch.Tensor:
+    """Logits of one position with everything at -inf that constrained emission forbids.
+
+    Args:
+        logits: float `[vocabulary]`.
+        may: what may come next.
+        special: `emission.special_tokens`.
+    """
+    banned = torch.full_like(logits, not may.text, dtype=torch.bool)
+    for token in special:
+        banned[token] = token not in may.special
+    return logits.masked_fill(banned, float("-inf"))
 
 
 def generate(
@@ -116,6 +120,7 @@ def generate(
     max_new_tokens: int,
     stop: Sequence[int] = (),
     assistant_start: int | None = None,
+    structure: Structure = NO_STRUCTURE,
 ) -> list[int]:
     """Greedy generation by recomputing everything under the mask at each step. Slow and plain.
 
@@ -125,14 +130,14 @@ def generate(
     start = section_start_of(tokens, config, markers, assistant_start)
     machine = BlockMachine(markers, config, section_start=start)
     machine.feed_all(tokens)
+    special = special_tokens(markers, structure)
     while len(tokens) < len(prompt) + max_new_tokens:
-        forced = forced_token(machine, len(tokens), markers)
-        if forced is None:
-            logits = masked_logits(model, tokens, machine.evictions)
-            forced = int(logits[-1].argmax())
-        tokens.append(forced)
-        machine.feed_all([forced], start=len(tokens) - 1)
-        if forced in stop:
+        may = permitted(machine, len(tokens), config, markers, structure)
+        logits = masked_logits(model, tokens, machine.evictions)[-1]
+        token = int(constrained(logits, may, special).argmax())
+        machine.feed_all([token], start=len(tokens))
+        tokens.append(token)
+        if token in stop:
             break
     return tokens[len(prompt) :]
 
@@ -155,6 +160,7 @@ def check_greedy(
     markers: MarkerIds,
     *,
     assistant_start: int | None = None,
+    structure: Structure = NO_STRUCTURE,
 ) -> list[Mismatch]:
     """Compare an output with greedy decoding under the mask, in one forward pass.
 
@@ -164,16 +170,16 @@ def check_greedy(
     start = section_start_of(list(prompt), config, markers, assistant_start)
     machine = BlockMachine(markers, config, section_start=start)
     machine.feed_all(prompt)
-    forced: dict[int, int] = {}
+    allowed = []
     for index in range(len(prompt), len(tokens)):
-        if (token := forced_token(machine, index, markers)) is not None:
-            forced[index] = token
+        allowed.append(permitted(machine, index, config, markers, structure))
         machine.feed_all([tokens[index]], start=index)
     logits = masked_logits(model, tokens, machine.evictions)
+    special = special_tokens(markers, structure)
     wrong = []
-    for index in range(len(prompt), len(tokens)):
-        row = logits[index - 1]
-        expected = forced.get(index, int(row.argmax()))
+    for index, may in enumerate(allowed, len(prompt)):
+        row = constrained(logits[index - 1], may, special)
+        expected = int(row.argmax())
         if tokens[index] != expected:
             gap = float(row[expected] - row[tokens[index]])
             wrong.append(Mismatch(index, tokens[index], expected, gap))

@@ -10,13 +10,22 @@ the list itself stays, so that the rebuild replays it.
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from memento_sgl.accounting import account
 from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.emission import NO_STRUCTURE, Structure
 from memento_sgl.errors import RequestError
-from memento_sgl.machine import BlockMachine, Eviction, section_start_of
+from memento_sgl.machine import BlockMachine, Eviction, Phase, State, section_start_of
 from memento_sgl.markers import MarkerIds
+
+
+class Settings(NamedTuple):
+    """What the launcher found out once; travels to every process inside the server arguments."""
+
+    config: MementoConfig
+    markers: MarkerIds
+    structure: Structure = NO_STRUCTURE
 
 
 class RequestState:
@@ -126,25 +135,31 @@ class RequestState:
 
 
 def check_options(
-    custom_params: object, prompt_len: int, config: MementoConfig, *, input_logprobs: bool
-) -> RequestOptions:
+    custom_params: object,
+    prompt: Sequence[int],
+    settings: Settings,
+    *,
+    input_logprobs: bool = False,
+    grammar: bool = False,
+) -> None:
     """Validate a request at the door.
 
     Args:
         custom_params: the request's `custom_params`.
-        prompt_len: tokens of the prompt.
-        config: the server's options.
+        prompt: token ids of the prompt.
+        settings: what the server was started with.
         input_logprobs: the request asks for log-probabilities of prompt tokens.
+        grammar: a grammar constrains the output from its first token on.
 
     Raises:
         RequestError: with what to change; the server answers HTTP 400.
     """
     options = options_of(custom_params)
-    merged = config.for_request(options)
-    if options.assistant_start is not None and options.assistant_start > prompt_len:
+    merged = settings.config.for_request(options)
+    if options.assistant_start is not None and options.assistant_start > len(prompt):
         raise RequestError(
             f"memento: assistant_start={options.assistant_start} lies behind the prompt "
-            f"({prompt_len} tokens)"
+            f"({len(prompt)} tokens)"
         )
     if input_logprobs and merged.evicts:
         raise RequestError(
@@ -152,7 +167,32 @@ def check_options(
             'evicted: leave logprob_start_len at -1, or send {"memento": {"enable": false}} in '
             "custom_params"
         )
-    return options
+    if merged.emission == "off" or not (grammar or merged.emission == "strict"):
+        return
+    state = RequestState(prompt, settings.config, settings.markers, options)
+    if merged.emission == "strict":
+        _check_strict(state)
+    if grammar and state.machine.phase is not Phase.ANSWER:
+        raise RequestError(
+            f"memento: a grammar from the first token on contradicts constrain={merged.emission}, "
+            "which forces markers: serve with a reasoning parser and use chat completions, where "
+            "the grammar begins after the thought, or send constrain=off"
+        )
+
+
+def _check_strict(state: RequestState) -> None:
+    """Refuse a request whose structure cannot be enforced."""
+    for name in ("think_start", "think_end"):
+        if getattr(state.machine.markers, name) is None:
+            text = getattr(state.config, f"{name}_token")
+            raise RequestError(
+                f"memento: constrain=strict needs {text!r} to be one token of the model's tokenizer"
+            )
+    if state.machine.state_before(state.length) in (State.NO_SECTION, State.ROLE):
+        raise RequestError(
+            "memento: constrain=strict needs a prompt that ends inside an assistant turn: add the "
+            "generation prompt, or say where the turn starts with assistant_start"
+        )
 
 
 def options_of(custom_params: object) -> RequestOptions:

@@ -7,29 +7,21 @@ requests that wait for an eviction or a redone step.
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from memento_sgl.caps import CapAutomaton
-from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.automaton import EmissionAutomaton
+from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, options_of
+from memento_sgl.request import RequestState, Settings, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
-
-
-class Settings(NamedTuple):
-    """What the launcher found out once; travels to every process inside the server arguments."""
-
-    config: MementoConfig
-    markers: MarkerIds
 
 
 class Runtime:
@@ -39,18 +31,21 @@ class Runtime:
         due: requests with an eviction to apply before their next decode step.
         voided: requests with decode results to come that must be ignored.
         replaying: requests whose next decode step reads a token that was read before.
+        reread: requests whose step being prepared must not count for penalties: a later one does.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
+        automaton: constrained emission, from the first request that asks for it.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.config, self.markers = settings
+        self.config, self.markers, self.structure = settings
         self.marker_tokens = frozenset(self.markers.classes)
         self.due: set[Any] = set()
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
+        self.reread: set[Any] = set()
         self.evicting = False
-        self.caps: CapAutomaton | None = None
+        self.automaton: EmissionAutomaton | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 
@@ -68,8 +63,8 @@ class Runtime:
             # targets that overlap sources.
             scheduler.token_to_kv_pool_allocator.get_kvcache().use_native_move_kv_cache = True
         self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
-        if any(self.config.caps):
-            self._enable_caps()
+        if self.config.emission != "off":
+            self._constrain()
 
     def new_request(self, req: Any) -> RequestState:
         """State for a request; bad options (already refused at the door) abort it alone."""
@@ -81,8 +76,8 @@ class Runtime:
             req.set_finish_with_abort(str(error))
             options = RequestOptions(enable=False)
             state = RequestState(req.origin_input_ids, self.config, self.markers, options)
-        if any(state.config.caps):
-            self._enable_caps()
+        if state.config.emission != "off":
+            self._constrain()
         return state
 
     def observe(self, batch: Any, ignored: Sequence[Any]) -> None:
@@ -147,15 +142,23 @@ class Runtime:
             if state.replay == state.length:
                 state.replay = None
                 self.replaying.discard(req)
+            if state.replay is not None or self._scheduler.enable_overlap:
+                self.reread.add(req)
         if not slots:
             return
-        # After the step in flight has written its sampled token, before the next one reads it.
-        with self._forward_stream():
+        with self._between_forwards():
             buffer = self._scheduler.future_map.output_tokens_buf
             where = torch.tensor(slots, device=buffer.device)
             buffer[where] = torch.tensor(tokens, dtype=buffer.dtype, device=buffer.device)
-            if self.caps is not None:
-                self.caps.load(slots, states)
+            if self.automaton is not None:
+                self.automaton.load(slots, states)
+
+    def _between_forwards(self) -> Any:
+        """Device work inside happens after the step in flight has written the tokens and states
+        of its slots, before the next step reads them. Without overlap scheduling forward passes
+        run on the current stream."""
+        overlap = self._scheduler.enable_overlap
+        return self._scheduler.forward_stream_ctx if overlap else nullcontext()
 
     def move_kv(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy the KV of slots `source` to slots `target`, int64 `[N]` each, which may overlap.
@@ -164,7 +167,7 @@ class Runtime:
         """
         streams = self._scheduler.device_module
         made_on = streams.current_stream()
-        with self._forward_stream():
+        with self._between_forwards():
             copied_on = streams.current_stream()
             copied_on.wait_stream(made_on)
             self._scheduler.token_to_kv_pool_allocator.get_kvcache().move_kv_cache(target, source)
@@ -172,14 +175,8 @@ class Runtime:
             if slots.is_cuda:  # not to be reused on `made_on` before the copy has read them
                 slots.record_stream(copied_on)
 
-    def _forward_stream(self) -> AbstractContextManager[Any]:
-        """Where forward passes run: what is queued there comes after the step in flight and before
-        the next one. Without overlap scheduling that is the current stream."""
-        overlap: bool = self._scheduler.enable_overlap
-        return self._scheduler.forward_stream_ctx if overlap else nullcontext()
-
     def place(self, batch: Any) -> None:
-        """After a prefill batch got its slots: their offsets and cap states."""
+        """After a prefill batch got its slots: their offsets and states of emission."""
         states = [req.memento for req in batch.reqs]
         slots = [req.req_pool_idx for req in batch.reqs]
         for req in batch.reqs:
@@ -190,8 +187,11 @@ class Runtime:
             batch.orig_seq_lens = batch.orig_seq_lens + torch.tensor(
                 evicted, dtype=batch.orig_seq_lens.dtype, device=batch.orig_seq_lens.device
             )
-        if self.caps is not None:
-            self.caps.load(slots, states)
+        if self.automaton is not None:
+            for req in batch.reqs:
+                req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
+            with self._between_forwards():
+                self.automaton.load(slots, states)
 
     def set_offsets(self, slots: list[int], evicted: list[int]) -> None:
         self.evicting = True
@@ -218,11 +218,13 @@ class Runtime:
                 req.memento.evicted,
             )
 
-    def _enable_caps(self) -> None:
-        if self.caps is None:
+    def _constrain(self) -> None:
+        if self.automaton is None:
             vocabulary = self._scheduler.model_config.vocab_size
             slots, device = self.offsets.shape[0], self.offsets.device
-            self.caps = CapAutomaton(slots, vocabulary, self.markers, device)
+            self.automaton = EmissionAutomaton(
+                slots, vocabulary, self.markers, self.structure, device
+            )
 
 
 def _check_engine(scheduler: Any) -> None:

@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.emission import resolve_structure
 from memento_sgl.environment import excluded_from_sglang, misses_forced
 from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.radix_key import LONGEST
-from memento_sgl.runtime import Settings
+from memento_sgl.request import Settings
 
 logger = logging.getLogger(__name__)
 
 RADIX_BACKEND = "memento"
+REASONING_PARSER = "memento"
+NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 # Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
@@ -151,15 +154,20 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         refuse_pages(server_args)
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
-    markers = resolve_markers(config, _tokenizer(server_args))
+    tokenizer = _tokenizer(server_args)
+    markers = resolve_markers(config, tokenizer)
+    structure = resolve_structure(tokenizer, _ends(model, tokenizer))
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:
         logger.warning("memento: attention backend %s has not been checked for exactness", backend)
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
-    server_args._memento = Settings(config, markers)
+    server_args._memento = Settings(config, markers, structure)
 
     from memento_patches.plugin import install
 
+    from memento_sgl.reasoning import register_parser
+
+    register_parser(config)
     install("frontend")
 
 
@@ -178,6 +186,12 @@ def required_arguments(config: MementoConfig, given: Mapping[str, Any]) -> dict[
     Raises:
         ConfigError: another radix cache was asked for.
     """
+    parser = given.get("reasoning_parser") or REASONING_PARSER
+    required = {"reasoning_parser": None if parser == NO_PARSER else parser}
+    return required | _required_cache(config, given)
+
+
+def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("disable_radix_cache"):
         return {}
     if (backend := given.get("radix_cache_backend")) not in (None, RADIX_BACKEND):
@@ -241,6 +255,15 @@ def refuse_context(length: int) -> None:
             f"memento caches prefixes of less than {LONGEST} tokens: lower --context-length "
             f"({length}) or add --disable-radix-cache"
         )
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens at which SGLang ends a request."""
+    ends = set(model.hf_eos_token_id or ())
+    if tokenizer is not None:
+        ends |= {tokenizer.eos_token_id} - {None}
+        ends |= set(getattr(tokenizer, "additional_stop_token_ids", None) or ())
+    return ends
 
 
 def _tokenizer(server_args: Any) -> Any:

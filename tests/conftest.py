@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ class Served:
     tokenizer: Any = dataclasses.field(repr=False)
     config: Any
     markers: Any
+    structure: Any
     log: Path
     tie: float = TIE
 
@@ -68,7 +70,15 @@ class Served:
 
         output, config = answer["output_ids"], self.merged(options)
         start = options.get("assistant_start")
-        wrong = check_greedy(self.model, ids, output, config, self.markers, assistant_start=start)
+        wrong = check_greedy(
+            self.model,
+            ids,
+            output,
+            config,
+            self.markers,
+            assistant_start=start,
+            structure=self.structure,
+        )
         clear = [mismatch for mismatch in wrong if mismatch.gap > self.tie]
         assert not clear, clear[:3]
         record = answer["meta_info"].get("memento")
@@ -141,6 +151,53 @@ def random_jobs(
     ]
 
 
+STRICT: dict[str, Any] = {
+    "constrain": "strict",
+    "min_block_tokens": 1,
+    "max_block_tokens": 7,
+    "max_summary_tokens": 4,
+    "max_blocks": 3,
+    "min_blocks": 1,
+}
+
+
+def spell(server: Served, tokens: list[int]) -> str:
+    """T <think>, t </think>, B b block, M m memento, E end, n white space, ! a marker that no
+    output may hold, x anything else."""
+    markers = server.markers
+    names = dict.fromkeys(server.structure.separators, "n") | {
+        token: letter for token, letter in zip(markers, "BbMm!!xTt", strict=True)
+    }
+    names |= dict.fromkeys(server.structure.ends, "E")
+    return "".join(names.get(token, "x") for token in tokens)
+
+
+def verify_strict_samples(server: Served, count: int, seed: int, concurrency: int = 16) -> None:
+    """Sample at temperature 1 with strict emission; every output must be well-formed."""
+    shape = re.compile(
+        r"Tn{0,2}(B[xn]{1,7}bn{0,2}M[xn]{0,4}mn{0,2}){1,3}t[xn]*E?"  # with STRICT's bounds
+    )
+    rng = random.Random(seed)
+
+    def sample(ids: list[int]) -> dict[str, Any]:
+        body = request_body(ids, rng.randint(75, 90), **STRICT)
+        body["sampling_params"] |= {"temperature": 1.0, "ignore_eos": False}
+        response = server.post("/generate", **body)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    prompts = [ids for ids, _, _ in random_jobs(count, seed)]
+    with ThreadPoolExecutor(concurrency) as pool:
+        answers = list(pool.map(sample, prompts))
+    assert len(answers) == count
+    spelled = [spell(server, answer["output_ids"]) for answer in answers]
+    assert not [text for text in spelled if not shape.fullmatch(text)][:3]
+    assert len(set(spelled)) > count // 2
+    assert sum(text.count("B") for text in spelled) > count
+    assert sum(len(a["meta_info"]["memento"]["evicted_spans"]) for a in answers) > count // 2
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds each rigged random model once; "demo" is the embedded one. "qwen3-head64": with heads
@@ -171,6 +228,7 @@ def serve(
 
     from memento_sgl.config import MementoConfig
     from memento_sgl.demo.server import running_server, serve_command
+    from memento_sgl.emission import resolve_structure
     from memento_sgl.markers import resolve_markers
 
     torch.set_num_threads(1)
@@ -213,6 +271,7 @@ def serve(
             tokenizer=tokenizer,
             config=settled,
             markers=resolve_markers(settled, tokenizer),
+            structure=resolve_structure(tokenizer, {tokenizer.eos_token_id}),
             log=log,
         )
         return current[name]

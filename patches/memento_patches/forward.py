@@ -26,11 +26,11 @@ def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
 def around_sample(
     original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any
 ) -> Any:
-    caps = runtime.current().caps
-    if caps is None:
+    automaton = runtime.current().automaton
+    if automaton is None:
         return original(runner, logits_output, forward_batch)
     slots = forward_batch.req_pool_indices
-    caps.constrain(slots, logits_output.next_token_logits)
+    automaton.constrain(slots, logits_output.next_token_logits)
     tokens = original(runner, logits_output, forward_batch)
-    caps.advance(slots, tokens)
+    automaton.advance(slots, tokens)
     return tokens

@@ -9,6 +9,9 @@ from memento_patches.output import KEY
 from memento_sgl.request import check_options
 from memento_sgl.serving import settings_of
 
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+"""Sampling parameters that constrain the output."""
+
 _records: dict[str, dict[str, Any]] = {}
 """Accounting by request id, from its arrival until the answer goes out."""
 
@@ -19,14 +22,13 @@ def check_request(
     params = getattr(obj, "sampling_params", None)
     if not isinstance(params, dict) or input_ids is None:
         return
-    logprobs = bool(getattr(obj, "return_logprob", False)) and obj.logprob_start_len not in (
-        None,
-        -1,
-    )
     settings = settings_of(manager.server_args)
     assert settings is not None
-    custom = params.get("custom_params")
-    check_options(custom, len(input_ids), settings.config, input_logprobs=logprobs)
+    logprobs = getattr(obj, "return_logprob", False) and obj.logprob_start_len not in (None, -1)
+    grammar = any(params.get(kind) for kind in GRAMMARS) and not obj.require_reasoning
+    check_options(
+        params.get("custom_params"), input_ids, settings, input_logprobs=logprobs, grammar=grammar
+    )
 
 
 def take_records(manager: Any, recv_obj: Any) -> None:

@@ -25,8 +25,8 @@ from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
 from memento_sgl.markers import MarkerIds
 from memento_sgl.ownership import tree_slots
 from memento_sgl.radix import PrunableRadixCache
-from memento_sgl.request import RequestState
-from memento_sgl.runtime import Runtime, Settings
+from memento_sgl.request import RequestState, Settings
+from memento_sgl.runtime import Runtime
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 LETTERS = (5, 6, 7)

@@ -7,13 +7,14 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from memento_sgl.config import MementoConfig, RequestOptions
+from memento_sgl.config import Limits, MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
 from memento_sgl.markers import MarkerIds, resolve_markers
-from memento_sgl.request import check_options
+from memento_sgl.request import Settings, check_options
 
 REFERENCE = (
     '{"enable": true, "keep_last_n_blocks": 0, "mask_delimiters": false, '
@@ -75,10 +76,59 @@ def test_request_overrides() -> None:
     restart = MementoConfig(enable=True, mask_delimiters=False, restart_mode=True)
     with pytest.raises(RequestError, match="restart_mode needs"):
         restart.for_request(RequestOptions.parse({"keep_last_n_blocks": 1}))
+    settings = Settings(config, MarkerIds(1, 2, 3, 4))
     with pytest.raises(RequestError, match="log-probabilities"):
-        check_options({}, 5, config, input_logprobs=True)
+        check_options({}, [0] * 5, settings, input_logprobs=True)
     with pytest.raises(RequestError, match="behind the prompt"):
-        check_options({"memento": {"assistant_start": 6}}, 5, config, input_logprobs=False)
+        check_options({"memento": {"assistant_start": 6}}, [0] * 5, settings)
+
+
+@pytest.mark.parametrize(
+    ("server", "request_options", "mode", "bounds"),
+    [
+        ({}, {}, "off", {}),
+        ({"max_block_tokens": 9}, {}, "caps", {"max_block": 9}),
+        ({"max_block_tokens": 9}, {"constrain": "off"}, "off", {}),
+        ({"max_block_tokens": 9}, {"enable": False}, "off", {}),
+        ({"max_block_tokens": 9}, {"constrain": "strict"}, "strict", {"max_block": 9}),
+        (
+            {"constrain": "strict", "max_blocks": 4, "max_block_tokens": 9},
+            {"constrain": "caps"},
+            "caps",
+            {"max_block": 9},
+        ),
+        ({"constrain": "strict", "max_blocks": 4}, {"constrain": "off"}, "off", {}),
+        ({"constrain": "strict", "max_blocks": 4}, {"min_blocks": 2}, "strict",
+         {"max_blocks": 4, "min_blocks": 2}),
+    ],
+)  # fmt: skip
+def test_emission_of_a_request(
+    server: dict[str, Any], request_options: dict[str, Any], mode: str, bounds: dict[str, int]
+) -> None:
+    config = MementoConfig(enable=True, mask_delimiters=False, **server)
+    merged = config.for_request(RequestOptions.parse(request_options))
+    assert merged.emission == mode
+    assert merged.limits == Limits(0, 0, 0, 0, 0, 0)._replace(**bounds)
+
+
+@pytest.mark.parametrize(
+    ("server", "request_options", "reason"),
+    [
+        ({}, {"max_blocks": 2}, "max_blocks needs constrain=strict"),
+        ({}, {"constrain": "caps"}, "constrain=caps needs max_block_tokens or"),
+        ({}, {"constrain": "off", "max_block_tokens": 3}, "needs constrain=caps or strict"),
+        ({}, {"enable": False, "constrain": "strict"}, "no effect with enable=false"),
+        ({}, {"constrain": "strict", "min_blocks": 3, "max_blocks": 2}, "min_blocks=3 is more"),
+        ({"constrain": "strict"}, {"constrain": "caps"}, "constrain=caps needs"),
+        ({}, {"constrain": "loose"}, "'off', 'caps' or 'strict'"),
+    ],
+)
+def test_contradictory_emission(
+    server: dict[str, Any], request_options: dict[str, Any], reason: str
+) -> None:
+    config = MementoConfig(enable=True, mask_delimiters=False, **server)
+    with pytest.raises(RequestError, match=reason):
+        config.for_request(RequestOptions.parse(request_options))
 
 
 def flags(*argv: str) -> argparse.Namespace:
@@ -203,10 +253,12 @@ BLOCK = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end
 def test_markers_resolve() -> None:
     config = MementoConfig(enable=True)
     assert resolve_markers(config, Words("x", *BLOCK, *CHAT)) == MarkerIds(1, 2, 3, 4, 5, 6, 7)
+    thought = Words("x", *BLOCK, *CHAT, "<think>", "</think>")
+    assert resolve_markers(config, thought) == MarkerIds(*range(1, 10))
     plain = MementoConfig(enable=True, require_assistant_section=False)
     assert resolve_markers(plain, Words("x", *BLOCK)) == MarkerIds(1, 2, 3, 4)
     numbers = json.dumps({f"{n}_token": str(i) for i, n in enumerate(MarkerIds._fields, 10)})
-    assert resolve_markers(MementoConfig.parse(numbers), None) == MarkerIds(*range(10, 17))
+    assert resolve_markers(MementoConfig.parse(numbers), None) == MarkerIds(*range(10, 19))
 
 
 def test_markers_that_do_not_resolve() -> None:
@@ -217,6 +269,9 @@ def test_markers_that_do_not_resolve() -> None:
         resolve_markers(config, Words("x", *BLOCK))
     with pytest.raises(MarkerError, match="without a tokenizer"):
         resolve_markers(config, None)
+    strict = MementoConfig(enable=True, constrain="strict")
+    with pytest.raises(MarkerError, match="think_start_token='<think>'"):
+        resolve_markers(strict, Words("x", *BLOCK, *CHAT))
     same = MementoConfig(enable=True, block_end_token="<|block_start|>")
     with pytest.raises(MarkerError, match="same token"):
         resolve_markers(same, Words("x", *BLOCK, *CHAT))

@@ -11,8 +11,8 @@ from memento_sgl.errors import ConfigError
 from memento_sgl.machine import BlockMachine, Eviction, State, replay
 from memento_sgl.markers import MarkerIds
 
-MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7)
-BS, BE, SS, SE, IM, END, ASSISTANT = MARKERS
+MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
+BS, BE, SS, SE, IM, END, ASSISTANT, THINK, ENDED = MARKERS
 X = 9
 
 
@@ -124,12 +124,12 @@ def test_a_turn_opened_by_the_request_also_closes() -> None:
     assert spans(tokens, 1, require_assistant_section=True) == [(5, 2, 3)]
 
 
-def test_content_tokens_and_state() -> None:
+def test_tokens_held_and_state() -> None:
     machine = BlockMachine(MARKERS, config())
     machine.feed_all([BS, X, X])
-    assert (machine.state, machine.content_tokens(3)) == (State.BLOCK, 2)
+    assert (machine.state, machine.held(3)) == (State.BLOCK, 2)
     machine.feed_all([BE, SS, X], start=3)
-    assert (machine.state, machine.content_tokens(6)) == (State.MEMENTO, 1)
+    assert (machine.state, machine.held(6)) == (State.MEMENTO, 1)
 
 
 def test_the_delimiter_convention_must_be_settled() -> None:
@@ -137,7 +137,7 @@ def test_the_delimiter_convention_must_be_settled() -> None:
         BlockMachine(MARKERS, MementoConfig(enable=True))
 
 
-tokens_strategy = st.lists(st.sampled_from([BS, BE, SS, SE, IM, END, ASSISTANT, X]), max_size=80)
+tokens_strategy = st.lists(st.sampled_from([*MARKERS, X]), max_size=80)
 
 
 @settings(max_examples=600, deadline=None)
@@ -182,6 +182,7 @@ def test_feeding_in_pieces_changes_nothing(tokens: list[int], cut: int) -> None:
     whole.feed_all(tokens)
     pieces = BlockMachine(MARKERS, options)
     pieces.feed_all(tokens[:cut])
-    pieces.content_tokens(min(cut, len(tokens)))
+    pieces.held(min(cut, len(tokens)))
     pieces.feed_all(tokens[cut:], start=min(cut, len(tokens)))
     assert pieces.evictions == whole.evictions
+    assert (pieces.phase, pieces.blocks_before) == (whole.phase, whole.blocks_before)

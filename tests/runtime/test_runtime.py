@@ -14,8 +14,8 @@ from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.eviction import evict_prefix, rows_to_next_point
 from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState
-from memento_sgl.runtime import Runtime, Settings
+from memento_sgl.request import RequestState, Settings
+from memento_sgl.runtime import Runtime
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 #         0  1  2  3  4  5  6  7

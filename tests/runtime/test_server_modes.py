@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Served, random_jobs
+from conftest import STRICT, Served, random_jobs, verify_strict_samples
 
 pytestmark = pytest.mark.server
 
@@ -60,10 +60,11 @@ def test_forced_retraction_without_overlap_and_evicted_delimiters(
         launcher=sglang_launch,
         mask_delimiters=True,
     )
-    options = ({}, {"keep_last_n_blocks": 1}, {"enable": False}, {"max_block_tokens": 5})
-    assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5
-    assert server.verify_many(random_jobs(16, 21, *options), concurrency=8) > 5  # warm
+    options = ({}, {"keep_last_n_blocks": 1}, {"enable": False}, {"max_block_tokens": 5}, STRICT)
+    assert server.verify_many(random_jobs(20, 21, *options), concurrency=8) > 5
+    assert server.verify_many(random_jobs(20, 21, *options), concurrency=8) > 5  # warm
     verify_retraction_after_evictions(server, seed=23)
+    verify_strict_samples(server, 500, seed=24)
     server.assert_all_slots_free()
 
 
@@ -76,7 +77,7 @@ def test_restart_mode_with_overlap_and_forced_retraction(serve: Callable[..., Se
         restart_mode=True,
         mask_delimiters=False,
     )
-    jobs = random_jobs(16, 31, {}, {"enable": False}, longest=260)
+    jobs = random_jobs(18, 31, {}, {"enable": False}, STRICT, longest=260)
     assert server.verify_many(jobs, concurrency=8) > 5
     verify_retraction_after_evictions(server, seed=33)
     server.assert_all_slots_free()

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import Served, random_jobs, request_body
+from conftest import STRICT, Served, random_jobs, request_body, spell, verify_strict_samples
 
 pytestmark = pytest.mark.server
 
@@ -35,8 +35,84 @@ def test_every_per_request_option_in_one_batch(server: Served) -> None:
         {"keep_last_n_blocks": 1},
         {"keep_last_block_for_answer": True},
         {"max_block_tokens": 6, "max_summary_tokens": 3},
+        STRICT,
+        STRICT | {"keep_last_n_blocks": -1, "min_blocks": 3},
+        STRICT | {"max_blocks": 0, "min_summary_tokens": 2, "max_summary_tokens": 2},
     )
-    assert server.verify_many(random_jobs(18, 2, *options, longest=260), concurrency=8) > 8
+    assert server.verify_many(random_jobs(27, 2, *options, longest=260), concurrency=8) > 15
+
+
+def test_strict_samples_are_well_formed(server: Served) -> None:
+    verify_strict_samples(server, 500, seed=70)
+    server.assert_all_slots_free()
+
+
+def test_strict_goes_on_where_a_prompt_stops(server: Served) -> None:
+    """A program that calls once per part: any cut of a strict output gives the same rest."""
+    ids = random_jobs(1, seed=71)[0][0]
+    output = server.generate(ids, 90, **STRICT)["output_ids"]
+    text = spell(server, output)
+    assert text.count("m") == 3
+    cuts = [i + 1 for i, letter in enumerate(text) if letter in "TBbMmt"]
+    for cut in cuts:
+        prompt = ids + output[:cut]
+        options = STRICT | {"assistant_start": len(ids)}
+        rest = server.generate(prompt, 90 - cut, **options)
+        server.verify(prompt, rest, **options)
+        assert rest["output_ids"] == output[cut:]
+
+
+def test_sampling_parameters_work_with_strict(server: Served) -> None:
+    """A bias cannot break the structure, but does steer what is inside; log-probabilities are
+    those of the constrained distribution."""
+    ids = random_jobs(1, seed=72)[0][0]
+    wanted = server.tokenizer.encode("Q")[0]
+    body = request_body(ids, 60, **STRICT | {"min_blocks": 3})
+    body["sampling_params"] |= {"logit_bias": {str(wanted): 90.0}, "repetition_penalty": 1.1}
+    answer = server.post("/generate", **body | {"return_logprob": True}).json()
+    text = spell(server, answer["output_ids"])
+    assert text.replace("n", "").startswith("TBxxxxxxxbMxxxxmB")
+    assert answer["output_ids"].count(wanted) > 20
+    reported = [entry[0] for entry in answer["meta_info"]["output_token_logprobs"]]
+    forced = [p for p, letter in zip(reported, text, strict=True) if letter in "bm"]
+    assert forced == [0.0] * 6
+
+
+def test_a_step_done_again_counts_once_for_penalties(server: Served) -> None:
+    """SGLang's own rule under overlap scheduling, seen on requests that evict nothing: the penalty
+    knows all output but the newest token, and the last prompt token."""
+    import torch
+
+    from memento_sgl.reference import masked_logits
+
+    penalty = 3.0
+    seen = 0
+    for ids, _, _ in random_jobs(4, seed=73):
+        body = request_body(ids, 150)
+        body["sampling_params"]["frequency_penalty"] = penalty
+        output = server.post("/generate", **body).json()["output_ids"]
+        evictions = server.machine(ids, output).evictions
+        seen += len(evictions)
+        logits = masked_logits(server.model, ids + output, evictions)[len(ids) - 1 : -1]
+        counted = [[], *([ids[-1], *output[:n]] for n in range(len(output) - 1))]
+        for row, tokens in zip(logits, counted, strict=True):
+            row -= penalty * torch.bincount(torch.tensor(tokens).long(), minlength=len(row))
+        best = logits.max(-1).values
+        chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
+        assert (best - chosen).max() < 1e-3
+    assert seen > 3
+
+
+def test_strict_needs_an_assistant_turn(server: Served) -> None:
+    prompt = server.tokenizer.encode("<|im_start|>user\nx<|im_end|>\n")
+    response = server.post("/generate", **request_body(prompt, 4, constrain="strict"))
+    assert response.status_code == 400
+    assert "inside an assistant turn" in response.text
+    body = request_body(prompt, 4, assistant_start=len(prompt), constrain="strict")
+    body["sampling_params"]["regex"] = "ab*"
+    response = server.post("/generate", **body)
+    assert response.status_code == 400
+    assert "contradicts constrain=strict" in response.text
 
 
 def test_caps_force_the_closing_markers(server: Served) -> None:
