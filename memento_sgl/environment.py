@@ -36,6 +36,18 @@ def has_accelerator() -> bool:
     return any(backend.is_available() for backend in (torch.cuda, torch.xpu, torch.backends.mps))
 
 
+def share_cpu(ranks: int) -> None:
+    """Let `ranks` tensor-parallel processes share this machine's cores, unless the user says how.
+
+    SGLang binds one rank to each NUMA node and refuses more ranks than nodes; plain PyTorch binds
+    nothing, so only the number of entries counts. A CUDA build of PyTorch brings NCCL, which ends
+    the start without a GPU: a name that cannot be loaded leaves gloo.
+    """
+    cores = f"0-{(os.cpu_count() or 1) - 1}"
+    os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([cores] * ranks))
+    os.environ.setdefault("SGLANG_NCCL_SO_PATH", "no NCCL without a GPU")
+
+
 def _flag(name: str) -> bool:
     value = os.environ.get(name, "0")
     if value not in ("0", "1"):

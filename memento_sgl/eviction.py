@@ -1,7 +1,11 @@
-"""Block eviction on the engine's tables. Page size 1: slot ids move, no KV byte does.
+"""Block eviction on the engine's tables.
 
     row before   [ .. | span | tail | surplus ]     tail: kept, shifts left over the span
-    row after    [ .. | tail ]                      span and surplus: slots are freed
+    row after    [ .. | tail ]
+
+Page size 1: slot ids move, no KV byte does; the slots of span and surplus are freed.
+Page size P: row r has slot `page[r // P] * P + r % P`, and the allocator relies on it. So the row
+keeps its slots, the KV of the tail moves down, and the pages behind the new end are freed.
 
 Rows below `cache_protected_len` belong to the radix tree: their slots are not freed here, the tree
 prunes its nodes instead.
@@ -61,7 +65,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         req.kv_committed_len = req.kv.kv_allocated_len = edit.length
     if not edits:
         return
-    _edit_rows(batch, edits)
+    _edit_rows(runtime, batch, edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     device = batch.seq_lens.device
     less = torch.from_numpy(shrink)
@@ -106,25 +110,40 @@ def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -
     return own
 
 
-def _edit_rows(batch: Any, edits: list[RowEdit]) -> None:
-    """Shift the tails and free spans and surplus of several rows with one gather and one free."""
-    gone_slot, gone_row, tail_slot, tail_row, shift = [], [], [], [], []
-    for e in edits:
-        gone = np.concatenate([np.arange(e.free_start, e.end), np.arange(e.keep_end, e.old_length)])
-        tail = np.arange(e.end, e.keep_end)
-        gone_slot.append(np.full(len(gone), e.slot))
-        gone_row.append(gone)
-        tail_slot.append(np.full(len(tail), e.slot))
-        tail_row.append(tail)
-        shift.append(np.full(len(tail), e.end - e.start))
-    table = batch.req_to_token_pool.req_to_token
-    index = [
-        torch.from_numpy(np.concatenate(part)).to(table.device, non_blocking=True)
-        for part in (gone_slot, gone_row, tail_slot, tail_row, shift)
-    ]
-    freed = table[index[0], index[1]].to(torch.int64)
-    table[index[2], index[3] - index[4]] = table[index[2], index[3]]
-    batch.token_to_kv_pool_allocator.free(freed)
+def _edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
+    """Shift the tails of several rows and free what they leave, with one gather and one free."""
+    table, allocator = batch.req_to_token_pool.req_to_token, batch.token_to_kv_pool_allocator
+    slots = [e.slot for e in edits]
+    source = _at(table, slots, [np.arange(e.end, e.keep_end) for e in edits])
+    target = _at(table, slots, [np.arange(e.start, e.length) for e in edits])
+    page = allocator.page_size
+    if page == 1:
+        gone = [
+            np.concatenate([np.arange(e.free_start, e.end), np.arange(e.keep_end, e.old_length)])
+            for e in edits
+        ]
+    else:
+        gone = [np.arange(_next_page(e.length, page), e.old_length, page) for e in edits]
+    freed = table[_at(table, slots, gone)].to(torch.int64)
+    if page == 1:
+        table[target] = table[source]
+    else:
+        runtime.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
+    allocator.free(freed)
+
+
+def _at(
+    table: torch.Tensor, slots: list[int], rows: list[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of several rows of the table: `rows[i]` of the request in `slots[i]`."""
+    index = np.stack([np.repeat(slots, [len(r) for r in rows]), np.concatenate(rows)])
+    where, what = torch.from_numpy(index).to(table.device, non_blocking=True)
+    return where, what
+
+
+def _next_page(row: int, page: int) -> int:
+    """The first row at or after `row` that begins a page."""
+    return -(-row // page) * page
 
 
 def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
@@ -143,8 +162,14 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     state.apply()
     slots = req.prefix_indices
     own = _leave_tree(req, upcoming, start, end, tree)
-    allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
-    req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
+    if (page := allocator.page_size) == 1:
+        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
+        req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
+    else:
+        length = start + keep_end - end
+        runtime.move_kv(slots[start:length], slots[end:keep_end])
+        allocator.free(slots[_next_page(length, page) :: page])
+        req.prefix_indices = slots[:length]
     lost = rows - len(req.prefix_indices)
     req.kv_committed_len -= lost
     req.kv.kv_allocated_len -= lost

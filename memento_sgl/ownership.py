@@ -1,31 +1,73 @@
-"""The slot invariant: every KV slot has exactly one owner, and a row holds what the rule says."""
+"""The slot invariant: every KV page (a slot, at page size 1) has exactly one owner, and a row holds
+what the rule says."""
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 
 def check_ownership(scheduler: Any) -> None:
     """Compare free slots, the radix tree and the rows of all live requests. Slow; for tests.
 
     Raises:
-        AssertionError: a slot with two owners or none, or a row of unexpected length.
+        AssertionError: a page with two owners or none, or a row of unexpected length.
     """
-    allocator = scheduler.token_to_kv_pool_allocator
+    allocator, page = scheduler.token_to_kv_pool_allocator, scheduler.page_size
     table = scheduler.req_to_token_pool.req_to_token
     owned = [allocator.free_pages, allocator.release_pages]
-    owned += tree_slots(scheduler.tree_cache)
+    owned += [pages_of(slots, page) for slots in tree_slots(scheduler.tree_cache)]
     for req in live_requests(scheduler):
         rows = req.kv.kv_allocated_len
         assert req.kv_committed_len == rows, (req.rid, req.kv_committed_len, rows)
         _check_length(req, scheduler)
-        owned.append(table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64))
-    slots = torch.cat(owned)
-    counts = torch.bincount(slots, minlength=allocator.size + 1)[1:]
+        own = table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64)
+        owned.append(pages_of(own, page))
+    pages = torch.cat(owned)
+    counts = torch.bincount(pages, minlength=allocator.size // page + 1)[1:]
     wrong = (counts != 1).nonzero().flatten() + 1
-    assert len(wrong) == 0, f"slots without exactly one owner: {wrong[:20].tolist()}"
+    assert len(wrong) == 0, f"pages without exactly one owner: {wrong[:20].tolist()}"
+
+
+def pages_of(slots: torch.Tensor, page: int) -> torch.Tensor:
+    """The pages of a row, each once; at page size 1 the slots themselves.
+
+    Raises:
+        AssertionError: row r does not lie at offset r % page of one page for each `page` rows.
+    """
+    rows = torch.arange(len(slots), device=slots.device)
+    first = slots - rows % page
+    laid_out = torch.equal(first, first[rows - rows % page]) and not (first % page).any()
+    assert laid_out, "a row that is not laid out in pages"
+    return first[::page] // page
+
+
+def check_ranks(scheduler: Any) -> None:
+    """Compare the tables of all tensor-parallel ranks: each decides alone what to evict, and all
+    have to decide alike. A collective of CPU tensors after every step; for tests.
+
+    Raises:
+        AssertionError: ranks that differ in a row, in what it reflects, or in the free slots.
+    """
+    group = scheduler.tp_cpu_group
+    if (ranks := dist.get_world_size(group)) == 1:
+        return
+    table = scheduler.req_to_token_pool.req_to_token
+    state: dict[str, Any] = {
+        req.rid: (req.memento.applied, _digest(table[req.req_pool_idx, : req.kv_committed_len]))
+        for req in live_requests(scheduler)
+    }
+    state[""] = _digest(scheduler.token_to_kv_pool_allocator.free_pages)
+    states: list[Any] = [None] * ranks
+    dist.all_gather_object(states, state, group=group)
+    assert all(other == states[0] for other in states), f"ranks differ: {states}"
+
+
+def _digest(slots: torch.Tensor) -> int:
+    return zlib.crc32(slots.cpu().numpy().tobytes())
 
 
 def tree_slots(tree: Any) -> list[torch.Tensor]:

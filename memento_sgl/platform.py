@@ -11,7 +11,7 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
 
-from memento_sgl.environment import has_accelerator
+from memento_sgl.environment import has_accelerator, share_cpu
 from memento_sgl.errors import ConfigError
 
 
@@ -29,8 +29,12 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Constrain answers with outlines: xgrammar's masks need an accelerator. An idle scheduler
-        leaves the cores to others instead of spinning."""
+        leaves the cores to others instead of spinning. Tensor-parallel ranks talk through gloo
+        alone and share all cores."""
         server_args.sleep_on_idle = True
+        if server_args.tp_size > 1:
+            share_cpu(server_args.tp_size)
+            server_args.disable_custom_all_reduce = True
         if server_args.grammar_backend is None:
             server_args.grammar_backend = "outlines"
         elif server_args.grammar_backend == "xgrammar":
@@ -45,6 +49,6 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
         return MHATokenToKVPool
 
     def get_paged_allocator_cls(self) -> Any:
-        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+        from memento_sgl.paged_allocator import TorchPagedAllocator
 
-        return PagedTokenToKVPoolAllocator
+        return TorchPagedAllocator

@@ -162,8 +162,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         leaves by the eviction policy."""
         evicted = 0
         if self._revived:
-            order = sorted(self._revived, key=self.eviction_strategy.get_priority)
-            for node in order:
+            for node in sorted(self._revived, key=self._eviction_order):
                 if evicted >= params.num_tokens:
                     break
                 if node.lock_ref == 0:
@@ -173,6 +172,10 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         if rest > 0:
             evicted += super().evict(EvictParams(num_tokens=rest)).num_tokens_evicted
         return EvictResult(num_tokens_evicted=evicted)
+
+    def _eviction_order(self, node: TreeNode) -> tuple[Any, int]:
+        """Nodes of one walk have one access time; `id` makes all tensor-parallel ranks agree."""
+        return self.eviction_strategy.get_priority(node), node.id
 
     def _delete_leaf(self, node: TreeNode) -> None:
         del node.parent.children[node.key.child_key(1)]

@@ -58,6 +58,10 @@ class Runtime:
         _check_engine(scheduler)
         table = scheduler.req_to_token_pool.req_to_token
         self._scheduler = scheduler
+        if scheduler.page_size > 1:
+            # The default copy kernel exists for speculative decoding only, and does not allow for
+            # targets that overlap sources.
+            scheduler.token_to_kv_pool_allocator.get_kvcache().use_native_move_kv_cache = True
         self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
         if self.config.emission != "off":
             self._constrain()
@@ -151,8 +155,25 @@ class Runtime:
 
     def _between_forwards(self) -> Any:
         """Device work inside happens after the step in flight has written the tokens and states
-        of its slots, before the next step reads them."""
-        return getattr(self._scheduler, "forward_stream_ctx", None) or nullcontext()
+        of its slots, before the next step reads them. Without overlap scheduling forward passes
+        run on the current stream."""
+        overlap = self._scheduler.enable_overlap
+        return self._scheduler.forward_stream_ctx if overlap else nullcontext()
+
+    def move_kv(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy the KV of slots `source` to slots `target`, int64 `[N]` each, which may overlap.
+
+        After the step in flight, which still reads both where they are, before the next one.
+        """
+        streams = self._scheduler.device_module
+        made_on = streams.current_stream()
+        with self._between_forwards():
+            copied_on = streams.current_stream()
+            copied_on.wait_stream(made_on)
+            self._scheduler.token_to_kv_pool_allocator.get_kvcache().move_kv_cache(target, source)
+        for slots in (target, source):
+            if slots.is_cuda:  # not to be reused on `made_on` before the copy has read them
+                slots.record_stream(copied_on)
 
     def place(self, batch: Any) -> None:
         """After a prefill batch got its slots: their offsets and states of emission."""
@@ -207,8 +228,6 @@ class Runtime:
 
 
 def _check_engine(scheduler: Any) -> None:
-    if scheduler.page_size != 1:
-        raise ConfigError(f"memento needs page size 1, the engine uses {scheduler.page_size}")
     if scheduler.tp_worker.model_runner.sliding_window_size is not None:
         raise ConfigError("memento does not support models with sliding-window layers yet")
     if getattr(scheduler, "is_hybrid_ssm", False):

@@ -45,7 +45,6 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("dllm_algorithm", (None,), "diffusion language models"),
     ("is_embedding", (False,), "embedding models"),
     ("tokenizer_worker_num", (1,), "more than one tokenizer worker"),
-    ("page_size", (None, 1), "a page size above 1"),
     ("encoder_only", (False,), "an encoder-only server"),
     ("use_ray", (False,), "Ray actors for schedulers"),
 )
@@ -152,6 +151,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     model = server_args.get_model_config()
     refuse_model(model)
     if not server_args.disable_radix_cache:
+        refuse_pages(server_args)
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
     tokenizer = _tokenizer(server_args)
@@ -201,6 +201,9 @@ def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str
     if config.restart_mode:
         logger.warning("memento: restart mode recomputes mementos: prefix caching is turned off")
         return {"disable_radix_cache": True}
+    if given.get("page_size") not in (None, 1):
+        logger.warning("memento: prefixes are cached at page size 1 only: prefix caching is off")
+        return {"disable_radix_cache": True}
     return {"radix_cache_backend": RADIX_BACKEND}
 
 
@@ -233,6 +236,16 @@ def refuse_model(model: Any) -> None:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
+
+
+def refuse_pages(server_args: Any) -> None:
+    """Raise ConfigError where SGLang chose a page size that prefixes are not cached at."""
+    if (page := server_args.page_size) != 1:
+        raise ConfigError(
+            f"memento caches prefixes at page size 1, and the attention backend "
+            f"{server_args.attention_backend} takes {page}: add --attention-backend flashinfer, or "
+            f"--page-size {page}, which turns prefix caching off"
+        )
 
 
 def refuse_context(length: int) -> None:

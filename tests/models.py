@@ -63,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(folder: Path, family: str = "qwen3", seed: int = 0) -> Path:
+def build_model(folder: Path, family: str = "qwen3", seed: int = 0, head_dim: int = 16) -> Path:
     """Write a rigged random model and its tokenizer to `folder`."""
     torch.manual_seed(seed)
     width = 64
@@ -74,7 +74,7 @@ def build_model(folder: Path, family: str = "qwen3", seed: int = 0) -> Path:
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=head_dim,
         max_position_embeddings=8192,
         tie_word_embeddings=False,
         bos_token_id=None,

@@ -12,7 +12,7 @@ from memento_patches.plugin import install
 from memento_sgl import runtime
 from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
-from memento_sgl.ownership import check_ownership
+from memento_sgl.ownership import check_ownership, check_ranks
 from memento_sgl.reasoning import register_parser
 from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
@@ -49,6 +49,7 @@ def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, resu
     state.observe(batch, ignored)
     if check_slots():
         check_ownership(scheduler)
+        check_ranks(scheduler)
 
 
 def _process_without(

@@ -181,7 +181,7 @@ class World:
         self.tree.inc_lock_ref(req.last_node)
         self.live.append(req)
 
-    def take(self, count: int) -> Any:
+    def take(self, _req: Request, count: int) -> Any:
         if self.allocator.available_size() < count:
             self.tree.evict(EvictParams(num_tokens=count - self.allocator.available_size()))
         return self.allocator.alloc(count)
@@ -200,7 +200,7 @@ class World:
     def prefill(self, req: Request, left: int) -> None:
         limit = rows_to_next_point(req)
         count = min(left, self.rng.randint(1, 9), left if limit is None else limit)
-        slots = self.take(count)
+        slots = self.take(req, count)
         if slots is None:
             self.end(req, is_insert=False)
             return
@@ -253,7 +253,7 @@ class World:
         assert int(batch.seq_lens[0]) == req.kv_committed_len == req.kv.kv_allocated_len
 
     def compute(self, req: Request, index: int, *, wrong: bool = False) -> bool:
-        slots = self.take(1)
+        slots = self.take(req, 1)
         if slots is None:
             return False
         row = req.kv_committed_len

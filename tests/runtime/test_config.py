@@ -201,7 +201,6 @@ UNSUPPORTED: dict[str, object] = {
     "dllm_algorithm": "any",
     "is_embedding": True,
     "tokenizer_worker_num": 2,
-    "page_size": 16,
     "encoder_only": True,
     "use_ray": True,
 }
@@ -220,6 +219,18 @@ def test_every_unsupported_engine_flag_is_refused(flag: str) -> None:
     _refuse(SimpleNamespace(**stock))
     with pytest.raises(ConfigError, match=f"does not support .*{flag}="):
         _refuse(SimpleNamespace(**stock | {flag: UNSUPPORTED[flag]}))
+
+
+def test_a_backend_that_takes_pages_is_refused_with_prefix_caching() -> None:
+    pytest.importorskip("sglang")
+    from memento_sgl.serving import refuse_pages, required_arguments
+
+    refuse_pages(SimpleNamespace(page_size=1, attention_backend="flashinfer"))
+    with pytest.raises(ConfigError, match="trtllm_mha takes 64: add --attention-backend"):
+        refuse_pages(SimpleNamespace(page_size=64, attention_backend="trtllm_mha"))
+    config = MementoConfig(enable=True)
+    assert required_arguments(config, {"page_size": 64}) == {"disable_radix_cache": True}
+    assert "disable_radix_cache" not in required_arguments(config, {"page_size": 1})
 
 
 class Words:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,9 +36,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.server
-def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    from conftest import TIE, random_jobs
+def verify(folder: Path, prompts: list[list[int]], answers: list[dict[str, Any]]) -> int:
+    """Compare with the oracle under the script's options; returns the evictions seen."""
+    from conftest import TIE
     from models import build_tokenizer
     from transformers import AutoModelForCausalLM
 
@@ -46,6 +47,26 @@ def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -
     from memento_sgl.markers import resolve_markers
     from memento_sgl.reference import check_greedy
 
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    config = MementoConfig(enable=True, mask_delimiters=False, keep_last_n_blocks=1)
+    markers = resolve_markers(config, build_tokenizer())
+    evicted = 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        output, record = answer["output_ids"], answer["meta_info"]["memento"]
+        wrong = check_greedy(model, prompt, output, config, markers)
+        assert not [mismatch for mismatch in wrong if mismatch.gap > TIE]
+        machine = replay([*prompt, *output], len(prompt), markers, config)
+        expected = account(machine, len(prompt), len(prompt) + len(output)).as_dict()
+        record.pop("measured_peak_kv_tokens", None)
+        assert record == json.loads(json.dumps(expected))
+        evicted += len(record["evicted_spans"])
+    return evicted
+
+
+@pytest.mark.server
+def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    from conftest import random_jobs
+
     folder = checkpoint("qwen3")
     script, out = tmp_path / "offline.py", tmp_path / "answers.json"
     script.write_text(SCRIPT)
@@ -53,20 +74,47 @@ def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -
     command = [sys.executable, str(script), str(folder), json.dumps(prompts), str(out)]
     environment = os.environ | {"MEMENTO_CHECK_SLOTS": "1"}
     subprocess.run(command, check=True, timeout=300, env=environment)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    config = MementoConfig(enable=True, mask_delimiters=False, keep_last_n_blocks=1)
-    markers = resolve_markers(config, build_tokenizer())
-    evicted = 0
-    for prompt, answer in zip(prompts, json.loads(out.read_text()), strict=True):
-        output, record = answer["output_ids"], answer["meta_info"]["memento"]
-        wrong = check_greedy(model, prompt, output, config, markers)
-        assert not [mismatch for mismatch in wrong if mismatch.gap > TIE]
-        machine = replay([*prompt, *output], len(prompt), markers, config)
-        expected = account(machine, len(prompt), len(prompt) + len(output)).as_dict()
-        record.pop("measured_peak_kv_tokens")
-        assert record == json.loads(json.dumps(expected))
-        evicted += len(record["evicted_spans"])
-    assert evicted > 1
+    assert verify(folder, prompts, json.loads(out.read_text())) > 1
+
+
+@pytest.mark.server
+@pytest.mark.timeout(1200)
+def test_an_engine_in_a_ray_actor(checkpoint: Callable[[str], Path]) -> None:
+    """The actor of docs/scale.md."""
+    from conftest import random_jobs
+
+    ray = pytest.importorskip("ray", reason="pip install 'memento-sgl[ray]'")
+
+    class Reasoner:
+        def __init__(self, model: str) -> None:
+            import memento_sgl
+
+            self.engine = memento_sgl.Engine(
+                model_path=model,
+                memento={"keep_last_n_blocks": 1},
+                device="cpu",
+                dtype="float32",
+                attention_backend="torch_native",
+                max_total_tokens=4000,
+            )
+
+        def generate(self, prompts: list[list[int]], tokens: int) -> Any:
+            sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+            return self.engine.generate(input_ids=prompts, sampling_params=sampling)
+
+        def stop(self) -> None:
+            self.engine.shutdown()
+
+    folder = checkpoint("qwen3")
+    prompts = [ids for ids, _, _ in random_jobs(8, seed=61)]
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        actor = ray.remote(Reasoner).remote(str(folder))
+        answers = ray.get(actor.generate.remote(prompts, 150))
+        ray.get(actor.stop.remote())
+    finally:
+        ray.shutdown()
+    assert verify(folder, prompts, answers) > 1
 
 
 def test_bad_options_raise_before_anything_starts() -> None:

@@ -40,7 +40,6 @@ REFERENCE = (
 
 # Flags after --model-path, and a part of the one message.
 REFUSED = [
-    (["--enable-memento", "--page-size", "16"], "a page size above 1"),
     (["--enable-memento", "--enable-mixed-chunk"], "mixed chunked prefill"),
     (["--enable-memento", "--disaggregation-mode", "prefill"], "disaggregation"),
     (["--enable-memento", "--chunked-prefill-size", "-1"], "needs chunked prefill"),

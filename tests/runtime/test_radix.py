@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 
 import pytest
 
@@ -246,6 +247,31 @@ def test_revived_blocks_go_before_anything_else() -> None:
     run_alone(world, continued, [])
     assert -continued.already_computed >= 0
     assert world.crossed == 1  # the memento and all behind it are still there
+
+
+def test_ranks_take_revived_blocks_in_one_order() -> None:
+    """A set has another order in each process: blocks of one access time must not depend on it."""
+    world = World(12)
+    block = [1, 5, 6, 7, 5, 2]
+    run_alone(world, Request(1, [7, *block, 3, 5, 4, *block, 3, 5, 4], {}, None), [])
+    world.end(world.live[0], is_insert=True)
+    whole = Request(2, [7, *block, 3, 5, 4, *block, 3, 5, 4], {"keep_last_n_blocks": -1}, None)
+    run_alone(world, whole, [])
+    world.end(whole, is_insert=True)
+    for cut in (4, 6):  # split the revived block, then walk over all its parts
+        reader = Request(cut, [7, *block[:cut], 6], {}, None)
+        run_alone(world, reader, [])
+        world.end(reader, is_insert=True)
+    last = Request(9, [7, *block, 6], {}, None)
+    run_alone(world, last, [])
+    revived = list(world.tree._revived)
+    assert len(revived) > 1
+    assert len({node.last_access_time for node in revived}) == 1
+    orders = {
+        tuple(node.id for node in sorted(order, key=world.tree._eviction_order))
+        for order in permutations(revived)
+    }
+    assert len(orders) == 1
 
 
 def test_events_speak_of_plain_tokens() -> None:

@@ -60,7 +60,7 @@ def make_runtime() -> Runtime:
     runtime = Runtime(Settings(config, MARKERS))
     buffer = torch.full((4,), -1)
     runtime._scheduler = SimpleNamespace(
-        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[]
+        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[], enable_overlap=False
     )
     return runtime
 
@@ -128,7 +128,7 @@ def test_a_prefix_loses_its_span_without_a_tree(
     runtime, req = make_runtime(), Request(TOKENS, [], restart=restart)
     req.hold(torch.arange(10, 15))
     gone: list[int] = []
-    allocator = SimpleNamespace(free=lambda slots: gone.extend(slots.tolist()))
+    allocator = SimpleNamespace(page_size=1, free=lambda slots: gone.extend(slots.tolist()))
     assert rows_to_next_point(req) == 1
     evict_prefix(runtime, req, allocator, None)
     assert gone == []  # not before the point

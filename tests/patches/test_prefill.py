@@ -1,0 +1,64 @@
+"""The prefill policy: who may come along while another request is in the middle of its prefill."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("sglang")
+
+from memento_patches.prefill import around_add_one_req
+from sglang.srt.managers.schedule_policy import AddReqResult
+
+
+@pytest.mark.parametrize(("length", "joins"), [(8, True), (9, False), (20, False)])
+def test_a_plain_prompt_joins_a_prefill_only_whole(length: int, joins: bool) -> None:
+    """Two half prefilled requests at once would end the scheduler."""
+    adder = SimpleNamespace(
+        new_chunked_req=None, rem_chunk_tokens=10, ceil_paged_tokens=lambda n: -(-n // 4) * 4
+    )
+    req = SimpleNamespace(
+        memento=SimpleNamespace(next_eviction=None),
+        full_untruncated_fill_ids=[0] * length,
+        prefix_indices=[],
+    )
+    added = []
+    outcome = around_add_one_req(lambda *args: added.append(args), adder, req, True, None)
+    assert bool(added) is joins
+    assert joins or outcome is AddReqResult.OTHER
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
+    """Upstream would cut it at a page border; it reserves as much as before."""
+    adder = SimpleNamespace(
+        new_chunked_req=None,
+        rem_chunk_tokens=48,
+        page_size=16,
+        can_run_list=[],
+        rem_total_token_offset=100,
+        cur_rem_token_offset=50,
+        budget_state=lambda: AddReqResult.CONTINUE,
+    )
+    eviction = SimpleNamespace(point=21)
+    req = SimpleNamespace(
+        memento=SimpleNamespace(next_eviction=eviction, row=lambda index: index),
+        prefix_indices=[],
+        extend_range=SimpleNamespace(length=21),
+    )
+
+    def original(adder: Any, req: Any, *_args: Any) -> AddReqResult:
+        assert (adder.page_size, adder.rem_chunk_tokens) == (1, 21)
+        assert (adder.rem_total_token_offset, adder.cur_rem_token_offset) == (115, 65)
+        if fits:
+            adder.can_run_list.append(req)
+        return AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN
+
+    outcome = around_add_one_req(original, adder, req, False, None)
+    assert outcome is (AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN)
+    assert adder.page_size == 16
+    assert adder.rem_chunk_tokens == 48 - 21 * fits
+    kept = 15 * fits
+    assert (adder.rem_total_token_offset, adder.cur_rem_token_offset) == (100 + kept, 50 + kept)

@@ -1,0 +1,62 @@
+"""Page sizes above 1: exactness and ownership on real servers; prefix caching is off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from conftest import Served, random_jobs
+from test_server_modes import RETRACT, verify_retraction_after_evictions
+from test_server_overlap import finished_block_prompts
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
+CHUNKS = ("--chunked-prefill-size", "48")
+OPTIONS = (
+    {},
+    {"enable": False},
+    {"keep_last_n_blocks": 1},
+    {"keep_last_block_for_answer": True},
+    {"max_block_tokens": 6, "max_summary_tokens": 3},
+)
+
+
+def verify_prompts_with_finished_blocks(server: Served) -> None:
+    """Segments end inside pages; plain prompts longer than a chunk wait for their turn."""
+    prompts, start = finished_block_prompts(server)
+    jobs = [(prompt, 30, {"assistant_start": start}) for prompt in prompts[::3]]
+    plain = [(ids + prompts[-1], 5, {"enable": False}) for ids, _, _ in random_jobs(6, 93)]
+    mixed = [job for pair in zip(jobs, plain, strict=False) for job in pair]
+    for ignore_eos in (True, False):  # two policies of admission
+        answers = server.generate_many(mixed, concurrency=8, ignore_eos=ignore_eos)
+        assert server.verify_all(mixed, answers) > len(jobs)
+
+
+def test_pages_with_overlap_and_forced_retraction(serve: Callable[..., Served]) -> None:
+    # A row is read again in up to four segments; every three steps would leave none to decode.
+    rarely = RETRACT | {"SGLANG_TEST_RETRACT_INTERVAL": "8"}
+    server = serve("pages", "qwen3", "--page-size", "4", *CHUNKS, environment=rarely)
+    assert "prefix caching is off" in server.log.read_text()
+    assert server.verify_many(random_jobs(15, 91, *OPTIONS), concurrency=8) > 5
+    verify_prompts_with_finished_blocks(server)
+    verify_retraction_after_evictions(server, seed=21)
+    server.assert_all_slots_free()
+
+
+@pytest.mark.parametrize("restart", [False, True], ids=["evict", "restart"])
+def test_pages_without_overlap_in_a_pool_too_small(
+    serve: Callable[..., Served], restart: bool
+) -> None:
+    """Evicted delimiters; in restart mode the memento is read again into the pages of its block."""
+    server = serve(
+        f"pages-sync-{restart}",
+        "llama",
+        *("--page-size", "16", "--disable-overlap-schedule", *CHUNKS),
+        pool=800,
+        restart_mode=restart,
+        mask_delimiters=True,
+    )
+    jobs = random_jobs(12, 95, longest=260)
+    assert server.verify_many(jobs, concurrency=8) > 5
+    answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
+    assert server.verify_all(jobs, answers) > 5
+    server.assert_all_slots_free()
