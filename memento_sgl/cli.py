@@ -7,6 +7,7 @@ import memento_pipeline.commands_text
 import typer
 
 import memento_sgl.commands
+import memento_sgl.commands_trace
 
 app = typer.Typer(
     name="memento",
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 memento_sgl.commands.register(app)
+memento_sgl.commands_trace.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 

@@ -14,6 +14,7 @@ from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.radix_key import LONGEST
 from memento_sgl.request import Settings
+from memento_sgl.trace_writer import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     if not server_args.disable_radix_cache:
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
+    if config.trace_dir:
+        config = config.model_copy(update={"trace_dir": str(check_folder(config.trace_dir))})
     tokenizer = _tokenizer(server_args)
     markers = resolve_markers(config, tokenizer)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer))
