@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -69,13 +70,13 @@ def _write(path: Path, traces: list[RequestTrace]) -> None:
 
 
 def _table(traces: list[RequestTrace]) -> Table:
-    right = ("prompt", "output", "blocks", "evicted", "peak KV", "without", "first token", "end")
-    table = Table("request", "finish")
-    for title in right:
-        table.add_column(title, justify="right")
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("request", overflow="fold", min_width=10)
+    table.add_column("finish", no_wrap=True)
+    for title in ("prompt", "output", "blocks", "evicted", "peak KV", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
     for item in traces:
-        sums, times = item.accounting, item.times
-        first = "" if times.first_token is None else f"{times.first_token:.3f} s"
+        sums = item.accounting
         table.add_row(
             escape(item.id),
             escape(item.finish),
@@ -83,9 +84,7 @@ def _table(traces: list[RequestTrace]) -> Table:
             str(item.tokens.output),
             str(sums["blocks"]),
             str(sums["evicted_tokens"]),
-            str(sums["peak_kv_tokens"]),
-            str(sums["peak_kv_tokens_without"]),
-            first,
-            f"{times.end:.3f} s",
+            f"{sums['peak_kv_tokens']} of {sums['peak_kv_tokens_without']}",
+            f"{item.times.end:.3f}",
         )
     return table

@@ -17,11 +17,11 @@ Kind = Literal[
 
 class BlockEvent(NamedTuple):
     """`at` is the logical index of the marker; `tokens` those since the marker before it, where
-    a block or memento was closed or abandoned."""
+    a block or memento was closed or abandoned, else None."""
 
     kind: Kind
     at: int
-    tokens: int = 0
+    tokens: int | None = None
 
 
 _INSIDE = (State.BLOCK, State.CLOSED, State.MEMENTO)
@@ -48,5 +48,5 @@ def read_marker(
     if opened:
         events.append(BlockEvent("block_open", index))
     elif (step := _STEPS.get((before, after))) is not None:
-        events.append(BlockEvent(step, index, held))
+        events.append(BlockEvent(step, index, None if step == "memento_open" else held))
     return events, due

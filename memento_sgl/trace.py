@@ -103,7 +103,7 @@ class TraceEvery(_Part):
 class RequestTrace(_Part):
     """One finished request. Sums (`tokens`, `accounting`, `counts`) are always of everything."""
 
-    format: Literal["memento-trace-1"] = "memento-trace-1"
+    format: Literal["memento-trace-1"]
     id: str = Field(max_length=MAX_ID, description="request id, its first 200 characters")
     arrived: float = Field(description="wall clock, seconds since 1970")
     rank: int = Field(description="data-parallel rank of the scheduler")
@@ -141,5 +141,5 @@ def read_trace(path: Path) -> RequestTrace:
         raise DataError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path} is no memento trace: {where}: {first['msg']}") from None
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise DataError(f"{path} is no memento trace: {where}{first['msg']}") from None
