@@ -37,7 +37,10 @@ class Seen(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """All that a trace is made from. Times are of the monotonic clock, 0: it did not happen."""
+    """All that a trace is made from. Times are of the monotonic clock, 0: it did not happen.
+
+    `evictions` may end with one that no query has seen; `record` does not count it.
+    """
 
     rid: str
     wall: float
@@ -67,10 +70,11 @@ def build_trace(request: Finished, rank: int) -> dict[str, Any]:
     others = [seen for seen in request.seen if seen.kind not in (*MARKS, "evict", "forced")]
     answers = [seen for seen in request.seen if seen.kind == "answer"]
     counts = Counter(seen.kind for seen in request.seen)
-    counts["cached_evictions"] = len(request.evictions) - len(applied)
+    counted = range(len(request.record["evicted_spans"]))
+    counts["cached_evictions"] = sum(number not in applied for number in counted)
     curve = _curve(request)
     blocks, block_step = _thin(request.blocks)
-    numbers, eviction_step = _thin(range(len(request.evictions)))
+    numbers, eviction_step = _thin(counted)
     events, event_step = _thin(others)
     points, point_step = thin_curve(curve, MAX_POINTS)
     return {

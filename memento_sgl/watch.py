@@ -229,7 +229,7 @@ class Watch:
             cached_tokens=req.cached_tokens,
             output_tokens=len(req.output_ids_through_stop),
             blocks=tuple(self.state.machine.blocks),
-            evictions=tuple(self.state.machine.evictions[: len(record["evicted_spans"])]),
+            evictions=tuple(self.state.machine.evictions),
             seen=tuple(self.seen),
             record=record,
         )
