@@ -188,7 +188,7 @@ class Runtime:
     def forget(self, req: Any) -> None:
         """The request's row is gone: nothing is due, voided or redone any more."""
         if (watch := req.memento.watch) is not None:
-            watch.retracted()
+            watch.retracted(len(req.origin_input_ids) + len(req.output_ids) - 1)
         req.memento.reset()
         for waiting in (self.due, self.voided, self.replaying):
             waiting.discard(req)

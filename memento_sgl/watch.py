@@ -175,9 +175,10 @@ class Watch:
         self._note("void", self.state.length)
         self._add("voided_steps_total")
 
-    def retracted(self) -> None:
-        """The request is about to lose its row; its state still says what was in it."""
-        self._note("retract", self.state.length)
+    def retracted(self, newest: int) -> None:
+        """The request is about to lose its row, which holds everything before `newest`, its newest
+        token; the state still says what was evicted from it."""
+        self._note("retract", newest)
         self._lost = True
         self._set_saved(0)
 

@@ -52,11 +52,17 @@ class Collector:
 
 
 def live(
-    blocks: int, *, prompt: int = 5, block: int = 3, rid: str = "r", retract_after: int = -1
+    blocks: int,
+    *,
+    prompt: int = 5,
+    block: int = 3,
+    rid: str = "r",
+    retract_after: int = -1,
+    metrics: Any = None,
 ) -> Finished:
     """A request that ran block by block, as the runtime tells its watch."""
-    collector = Collector()
-    observers = Observers(None, collector, False, Structure((), ()))  # type: ignore[arg-type]
+    collector: Any = Collector()
+    observers = Observers(metrics, collector, False, Structure((), ()))
     state = RequestState([0] * prompt, CONFIG, MARKERS, RequestOptions())
     state.watch = Watch(observers, rid, state)
     state.watch.placed(0, more_to_prefill=False)
@@ -70,7 +76,7 @@ def live(
                 state.watch.evicted(eviction, decoding=True)
                 state.watch.voided()
         if number == retract_after:
-            state.watch.retracted()
+            state.watch.retracted(prompt + len(output) - 1)
             state.reset()
             state.watch.placed(4, more_to_prefill=False)
             while state.next_eviction:
@@ -123,6 +129,36 @@ def test_replays_are_events_not_evictions() -> None:
     assert [event.index for event in replays] == [e.point for e in trace.evictions[:2]]
     retracted = next(event.time for event in trace.events if event.kind == "retract")
     assert (retracted, 0) in trace.kv
+    lost = next(event for event in trace.events if event.kind == "retract")
+    assert lost.index == trace.blocks[1].summary_end
+    assert lost.rows == lost.index - sum(e.end - e.start for e in trace.evictions[:2])
+
+
+class Sums(Counter[str]):
+    """Stands in for `Metrics`."""
+
+    def add(self, name: str, amount: int = 1, value: str = "") -> None:
+        self[f"{name}:{value}" if value else name] += amount
+
+    def set(self, name: str, value: float) -> None:
+        self[name] = int(value)
+
+    def observe(self, name: str, value: float) -> None:
+        self[f"{name}_sum"] += value  # type: ignore[assignment]
+
+
+def test_replays_are_not_counted_twice() -> None:
+    sums = Sums()
+    request = live(4, retract_after=1, metrics=sums)
+    record = request.record
+    assert sums["evictions_total:output"] == len(record["evicted_spans"]) == 4
+    assert sums["evicted_tokens_total:output"] == record["evicted_tokens"] == 12
+    assert (sums["row_edits_total:decode"], sums["row_edits_total:prefill"]) == (4, 2)
+    assert (sums["resumptions_total"], sums["resumed_tokens_total"]) == (1, 4)
+    assert sums["blocks_total:output"] == 4
+    assert sums["block_tokens_sum"] == sum(record["block_tokens"])
+    assert sums["saved_kv_token_steps_total"] == record["kv_auc_without"] - record["kv_auc"]
+    assert sums["saved_kv_tokens"] == 0
 
 
 def test_long_requests_are_thinned_and_say_so() -> None:
