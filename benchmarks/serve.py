@@ -1,111 +1,189 @@
-"""Stock SGLang and memento side by side on the embedded model: `python -m benchmarks.serve`.
+"""Stock SGLang and memento side by side: `python -m benchmarks.serve`.
 
-Both servers run at once and take turns, so that a noisy machine hurts both. Same prompts, same
-number of tokens (`ignore_eos`); "no markers" prompts make the model write no blocks to speak of.
-Absolute figures of a CPU mean nothing: read the ratios. Takes the GPU where there is one.
+All servers of a group run at once and take turns, so that a noisy machine hurts all. Same prompts
+and the same number of tokens for each (`ignore_eos`), weights at random; memento forces blocks and
+mementos with strict emission. Absolute figures of a CPU mean nothing: read the ratios.
+
+    python -m benchmarks.serve --only pressured --rounds 5
+    python -m benchmarks.serve --size gpu --model qwen3-8b -- --attention-backend triton
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import httpx
+import plotext
+import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from memento_sgl.demo import MODEL_DIR
-from memento_sgl.demo.server import running_server, serve_command
-from memento_sgl.demo.task import held_out
+from benchmarks.load import Outcome, measure
+from benchmarks.scenarios import SIZES, Scenario, large_pool, small_pool
+from benchmarks.shapes import SHAPES, write_model
+from memento_sgl.demo.server import running_server
 from memento_sgl.environment import has_accelerator
 
-ROUNDS = 3
-REQUESTS = 16
-CONCURRENCY = 8
-POOL = 20_000
-WORK = {"blocks": 900, "no markers": 300}
-CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+CPU_FLAGS = ("--device", "cpu", "--attention-backend", "torch_native")
+COMMON = ("--load-format", "dummy", "--log-level-http", "warning", "--decode-log-interval", "4")
+console = Console(width=120)
 
 
-def prompts(kind: str) -> list[str]:
-    if kind == "blocks":
-        return [CHAT.format(p.question) for p in held_out(REQUESTS, sizes=(16, 20, 24))]
-    return [f"{number} plain text without any turn. " * 3 for number in range(REQUESTS)]
+def commands(model: Path, pool: int, flags: list[str], traces: Path) -> dict[str, list[str]]:
+    """Command line of each kind of server; the same SGLang flags for all."""
+    base = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+    base += [*(() if has_accelerator() else CPU_FLAGS), *COMMON]
+    base += ["--max-total-tokens", str(pool), "--max-running-requests", "256", *flags]
+    memento = [*base, "--enable-memento"]
+    observed = [*memento, "--enable-metrics", "--memento-trace-dir", str(traces)]
+    return {"stock": base, "memento": memento, "observed": observed}
 
 
-def run(url: str, kind: str) -> tuple[float, list[dict[str, Any]]]:
-    """Output tokens per second of one round, and each request's meta_info."""
-    httpx.post(f"{url}/flush_cache", timeout=60)
-    sampling = {"temperature": 0, "max_new_tokens": WORK[kind], "ignore_eos": True}
-
-    def one(text: str) -> dict[str, Any]:
-        body = {"text": text, "sampling_params": sampling}
-        answer = httpx.post(f"{url}/generate", json=body, timeout=600)
-        answer.raise_for_status()
-        meta: dict[str, Any] = answer.json()["meta_info"]
-        return meta
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        metas = list(pool.map(one, prompts(kind)))
-    seconds = time.perf_counter() - started
-    return sum(meta["completion_tokens"] for meta in metas) / seconds, metas
-
-
-def main() -> None:
-    console = Console()
-    flags = ("--max-total-tokens", str(POOL), "--log-level", "warning")
-    cpu = ("--device", "cpu", "--attention-backend", "torch_native")
-    commands = {
-        "stock": [
-            *(sys.executable, "-m", "sglang.launch_server", "--model-path", str(MODEL_DIR)),
-            *(() if has_accelerator() else cpu),
-            *("--dtype", "float32"),
-            *flags,
-        ],
-        "memento": serve_command("demo", *flags),
-    }
-    speeds: dict[tuple[str, str], list[float]] = {}
-    metas: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        with console.status("starting both servers (a minute)"):
-            urls = {
-                name: stack.enter_context(running_server(command, Path(folder) / f"{name}.log"))
-                for name, command in commands.items()
-            }
-        for kind in WORK:
-            for number in range(ROUNDS + 1):  # the first round warms up
-                for name, url in urls.items():
-                    with console.status(f"{kind}, {name}, round {number} of {ROUNDS}"):
-                        speed, found = run(url, kind)
+def run_group(
+    scenarios: list[Scenario], model: Path, flags: list[str], rounds: int | None
+) -> list[dict[str, Any]]:
+    """Measure scenarios that share one pool size; one dict for each, ready for JSON."""
+    needed = {variant.server for scenario in scenarios for variant in scenario.variants}
+    (pool,) = {scenario.pool for scenario in scenarios}
+    results = []
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        urls = {}
+        for server, command in commands(model, pool, flags, folder / "traces").items():
+            if server in needed:
+                with console.status(f"starting {server}, pool of {pool} tokens"):
+                    log = folder / f"{server}.log"
+                    urls[server] = stack.enter_context(running_server(command, log, timeout=600))
+        for scenario in scenarios:
+            outcomes: dict[str, list[Outcome]] = {v.name: [] for v in scenario.variants}
+            for number in range((rounds or scenario.rounds) + 1):  # the first round warms up
+                for variant in scenario.variants:
+                    label = f"{scenario.name}, {variant.name}, round {number}"
+                    with console.status(label):
+                        found = measure(
+                            urls[variant.server],
+                            folder / f"{variant.server}.log",
+                            variant.jobs(scenario.jobs),
+                            scenario.concurrency,
+                            memento=variant.server != "stock",
+                        )
                     if number:
-                        speeds.setdefault((kind, name), []).append(speed)
-                    if (kind, name) == ("blocks", "memento"):
-                        metas = found
-    _print(console, speeds, [meta["memento"] for meta in metas])
+                        outcomes[variant.name].append(found)
+            results.append(summarise(scenario, outcomes))
+            show(results[-1])
+    return results
 
 
-def _print(
-    console: Console, speeds: dict[tuple[str, str], list[float]], records: list[dict[str, Any]]
-) -> None:
-    table = Table(title=f"output tokens per second, median of {ROUNDS}, {CONCURRENCY} at a time")
-    for column in ("traffic", "stock", "memento", "ratio"):
+def summarise(scenario: Scenario, outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
+    variants = {}
+    for name, rounds in outcomes.items():
+        latencies = sorted(t for outcome in rounds for t in outcome.latencies)
+        records = [record for outcome in rounds for record in outcome.records]
+        variants[name] = {
+            "tokens_per_second": statistics.median(o.speed for o in rounds),
+            "all_tokens_per_second": [o.speed for o in rounds],
+            "seconds": statistics.median(o.seconds for o in rounds),
+            "tokens": rounds[0].tokens,
+            "running": max(o.running for o in rounds),
+            "held": max(o.held for o in rounds),
+            "retractions": statistics.median(o.retractions for o in rounds),
+            "failures": sorted({f for o in rounds for f in o.failures}),
+            "latency_p50": _quantile(latencies, 0.5),
+            "latency_p99": _quantile(latencies, 0.99),
+            "evicted": sum(len(r["evicted_spans"]) for r in records) / len(rounds),
+            "peak_kv": sum(r["peak_kv_tokens"] for r in records),
+            "peak_kv_without": sum(r["peak_kv_tokens_without"] for r in records),
+            "kv_auc": sum(r["kv_auc"] for r in records),
+            "kv_auc_without": sum(r["kv_auc_without"] for r in records),
+        }
+    kept = {k: v for k, v in asdict(scenario).items() if k not in ("jobs", "variants")}
+    return {**kept, "requests": len(scenario.jobs), "variants": variants}
+
+
+def _quantile(values: list[float], share: float) -> float | None:
+    return values[min(len(values) - 1, int(share * len(values)))] if values else None
+
+
+def show(result: dict[str, Any]) -> None:
+    title = f"{result['name']}: {result['what']}; {result['requests']} requests, pool"
+    table = Table(title=f"{title} {result['pool']}", title_justify="left")
+    columns = ("variant", "tokens/s", "ratio", "time", "running", "ratio", "KV held", "retracted")
+    for column in (*columns, "p50 ms", "p99 ms", "peak KV", "area", "failed"):
         table.add_column(column, justify="right")
-    for kind in WORK:
-        stock, ours = (statistics.median(speeds[kind, name]) for name in ("stock", "memento"))
-        table.add_row(kind, f"{stock:.0f}", f"{ours:.0f}", f"{ours / stock:.3f}")
+    first = next(iter(result["variants"].values()))
+    for name, v in result["variants"].items():
+        table.add_row(
+            name,
+            f"{v['tokens_per_second']:.0f}",
+            f"{v['tokens_per_second'] / first['tokens_per_second']:.3f}",
+            f"{v['seconds']:.1f}",
+            str(v["running"]),
+            f"{v['running'] / first['running']:.2f}" if first["running"] else "-",
+            str(v["held"]),
+            f"{v['retractions']:.0f}",
+            *(f"{1000 * v[k]:.1f}" if v[k] else "-" for k in ("latency_p50", "latency_p99")),
+            *(
+                f"{v[k] / v[f'{k}_without']:.3f}" if v[f"{k}_without"] else "-"
+                for k in ("peak_kv", "kv_auc")
+            ),
+            str(len(v["failures"])),
+        )
     console.print(table)
-    for name in ("peak_kv_tokens", "kv_auc"):
-        held = sum(record[name] for record in records)
-        without = sum(record[f"{name}_without"] for record in records)
-        console.print(f"{name}: {held} instead of {without}, ratio {held / without:.3f}")
+    for name, v in result["variants"].items():
+        for failure in v["failures"][:2]:
+            console.print(f"{name}: {failure[:300]}", style="yellow", markup=False)
+
+
+def plot(results: list[dict[str, Any]], out: Path) -> None:
+    """Speed of memento against the first variant of each scenario, as a picture."""
+    names, ratios = [], []
+    for result in results:
+        (_, first), *others = result["variants"].items()
+        for name, variant in others:
+            names.append(f"{result['name']}: {name}")
+            ratios.append(variant["tokens_per_second"] / first["tokens_per_second"])
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.simple_bar(names, ratios, width=100, title="tokens per second, ratio")
+    picture = Console(record=True, width=110, file=sys.stderr)
+    picture.print(Text.from_ansi(plotext.build()))
+    picture.save_svg(str(out / "serve.svg"), title="benchmarks.serve")
+
+
+def main(
+    flags: Annotated[list[str] | None, typer.Argument(help="SGLang flags, behind --")] = None,
+    size: Annotated[str, typer.Option(help=" or ".join(SIZES))] = "cpu",
+    model: Annotated[str, typer.Option(help=" or ".join(SHAPES))] = "tiny",
+    only: Annotated[str, typer.Option(help="Names of scenarios, separated by commas.")] = "",
+    rounds: Annotated[int | None, typer.Option(help="Rounds instead of each one's own.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for serve.json and serve.svg.")] = Path(
+        "bench-output"
+    ),
+) -> None:
+    """Measure tokens/s, running requests, retractions, latencies and KV, as ratios."""
+    out.mkdir(parents=True, exist_ok=True)
+    wanted = {name.strip() for name in only.split(",") if name.strip()}
+    groups = [small_pool(SIZES[size]), large_pool(SIZES[size])]
+    known = {scenario.name for group in groups for scenario in group}
+    if unknown := wanted - known:
+        raise typer.BadParameter(f"no scenario {unknown}; there are: {', '.join(sorted(known))}")
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_model(Path(folder) / model, model)
+        for group in groups:
+            if chosen := [s for s in group if not wanted or s.name in wanted]:
+                results += run_group(chosen, path, flags or [], rounds)
+                (out / "serve.json").write_text(json.dumps(results, indent=1))
+    plot(results, out)
+    console.print(f"written: {out / 'serve.json'}, {out / 'serve.svg'}")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

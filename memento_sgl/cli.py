@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import memento_frontend.commands
+import memento_frontend.commands_batch
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
 
 import memento_sgl.commands
+import memento_sgl.commands_offline
 import memento_sgl.commands_trace
 
 app = typer.Typer(
@@ -18,6 +21,9 @@ app = typer.Typer(
 )
 memento_sgl.commands.register(app)
 memento_sgl.commands_trace.register(app)
+memento_frontend.commands.register(app)
+memento_frontend.commands_batch.register(app)
+memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
 

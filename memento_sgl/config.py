@@ -98,6 +98,9 @@ class MementoConfig(BaseModel):
         ge=1,
         description="most files that each data-parallel rank keeps in trace_dir; the oldest go",
     )
+    show_markers: bool = Field(
+        False, description="reasoning_content keeps the block and memento markers"
+    )
     block_start_token: str = Field("<|block_start|>", min_length=1, description="opens a block")
     block_end_token: str = Field("<|block_end|>", min_length=1, description="closes a block")
     summary_start_token: str = Field(
@@ -248,6 +251,7 @@ class RequestOptions(BaseModel):
     min_summary_tokens: int | None = Field(None, ge=0)
     max_blocks: int | None = Field(None, ge=0)
     min_blocks: int | None = Field(None, ge=0)
+    show_markers: bool | None = None
     assistant_start: int | None = Field(
         None,
         ge=0,

@@ -4,9 +4,10 @@ MementoError
 ├── ConfigError           an option, file or flag combination that cannot work (ValueError)
 │   └── MarkerError       a marker string that is not exactly one token of the tokenizer
 ├── RequestError          a per-request option that cannot work: HTTP 400 (ValueError)
+├── ServerError           a server that refused a request or broke an answer off
 ├── PatchError            a seam of SGLang that is missing, changed or not wrapped
 ├── DataError             an input row, file or checkpoint that cannot be used (ValueError)
-└── PipelineError         `memento convert` and its stages
+└── PipelineError         work on many rows: `memento convert` and its stages, `memento batch`
     ├── StoreError        the work folder is locked, damaged or made with other settings
     ├── EndpointError     an LLM endpoint refused or failed for good
     │   └── RefusedError  it refused this one request (too long, filtered); others may go on
@@ -28,6 +29,10 @@ class MarkerError(ConfigError):
 
 
 class RequestError(MementoError, ValueError):
+    pass
+
+
+class ServerError(MementoError):
     pass
 
 

@@ -28,7 +28,9 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     device_type = "cpu"
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
-        """Constrain answers with outlines: xgrammar's masks need an accelerator."""
+        """Constrain answers with outlines: xgrammar's masks need an accelerator. An idle scheduler
+        leaves the cores to others instead of spinning."""
+        server_args.sleep_on_idle = True
         if server_args.grammar_backend is None:
             server_args.grammar_backend = "outlines"
         elif server_args.grammar_backend == "xgrammar":

@@ -29,6 +29,7 @@ class Runtime:
         due: requests with an eviction to apply before their next decode step.
         voided: requests with decode results to come that must be ignored.
         replaying: requests whose next decode step reads a token that was read before.
+        reread: requests whose step being prepared must not count for penalties: a later one does.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
         automaton: constrained emission, from the first request that asks for it.
@@ -41,6 +42,7 @@ class Runtime:
         self.due: set[Any] = set()
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
+        self.reread: set[Any] = set()
         self.evicting = False
         self.automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
@@ -144,6 +146,8 @@ class Runtime:
             if state.replay == state.length:
                 state.replay = None
                 self.replaying.discard(req)
+            if state.replay is not None or self._scheduler.enable_overlap:
+                self.reread.add(req)
         if not slots:
             return
         with self._between_forwards():
@@ -171,6 +175,8 @@ class Runtime:
                 evicted, dtype=batch.orig_seq_lens.dtype, device=batch.orig_seq_lens.device
             )
         if self.automaton is not None:
+            for req in batch.reqs:
+                req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
             with self._between_forwards():
                 self.automaton.load(slots, states)
         if self.observers is not None:

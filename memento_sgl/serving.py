@@ -19,6 +19,8 @@ from memento_sgl.trace_writer import check_folder
 logger = logging.getLogger(__name__)
 
 RADIX_BACKEND = "memento"
+REASONING_PARSER = "memento"
+NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 # Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
@@ -166,6 +168,9 @@ def enable(server_args: Any, config: MementoConfig) -> None:
 
     from memento_patches.plugin import install
 
+    from memento_sgl.reasoning import register_parser
+
+    register_parser(config)
     install("frontend")
 
 
@@ -184,6 +189,12 @@ def required_arguments(config: MementoConfig, given: Mapping[str, Any]) -> dict[
     Raises:
         ConfigError: another radix cache was asked for.
     """
+    parser = given.get("reasoning_parser") or REASONING_PARSER
+    required = {"reasoning_parser": None if parser == NO_PARSER else parser}
+    return required | _required_cache(config, given)
+
+
+def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("disable_radix_cache"):
         return {}
     if (backend := given.get("radix_cache_backend")) not in (None, RADIX_BACKEND):

@@ -81,8 +81,8 @@ class TraceEvent(_Part):
     """Something else that happened.
 
     `index` is logical: of the marker (abandon, think, answer), the point of the eviction done again
-    (replay), the ignored token's (void), the newest token's (retract), or how far the row reached that the request found in
-    the radix tree (resume). `rows` is how many KV tokens stand before it.
+    (replay), the ignored token's (void), the newest token's (retract), or how far the row reached
+    that the request found in the radix tree (resume). `rows` is how many KV tokens stand before it.
     """
 
     time: float

@@ -19,9 +19,16 @@ RUNTIME = {
     "memento_sgl/engine.py",
     "memento_sgl/radix.py",
     "memento_sgl/radix_tree.py",
+    "memento_sgl/reasoning.py",
     "memento_sgl/serving.py",
     "memento_sgl/launch.py",
 }
+
+PROGRAMS = {  # SGLang's frontend language, never its runtime
+    "frontend/memento_frontend/endpoint.py",
+    "frontend/memento_frontend/programs.py",
+}
+LANGUAGE = ("sglang", "sglang.lang")
 
 
 def imports(path: Path, *, top_level: bool = False) -> set[str]:
@@ -66,8 +73,18 @@ def test_arrows() -> None:
 def test_only_the_runtime_knows_the_engine() -> None:
     for package in PACKAGES:
         for path in files(package):
-            uses = any(module.startswith("sglang") for module in imports(path))
-            assert not uses or package == "memento_patches" or name(path) in RUNTIME, name(path)
+            used = {module for module in imports(path) if module.startswith("sglang")}
+            if name(path) in PROGRAMS:
+                used = {m for m in used if m not in LANGUAGE and not m.startswith("sglang.lang.")}
+            assert not used or package == "memento_patches" or name(path) in RUNTIME, name(path)
+
+
+def test_the_light_frontend_needs_neither_torch_nor_sglang() -> None:
+    for path in files("memento_frontend"):
+        heavy = imports(path, top_level=True) & {"memento_frontend.endpoint"}
+        heavy |= imports(path, top_level=True) & {"memento_frontend.programs"}
+        heavy |= roots(path) & {"torch", "sglang", "transformers"}
+        assert not heavy or name(path) in PROGRAMS, name(path)
 
 
 def test_the_pipeline_needs_neither_torch_nor_sglang() -> None:

@@ -25,9 +25,10 @@ class Reasoning:
 
     Attributes:
         blocks: finished blocks, in order.
-        answer: text after `</think>`, without markers; empty if the thought never ended.
+        answer: text after `</think>`, without markers and surrounding white space; empty if the
+            thought never ended.
         unfinished: thought text in no finished block: a block or memento cut off by the end, or
-            text between blocks other than white space.
+            text between blocks other than white space; stripped parts, one below the other.
         finish_reason: "stop", "length" or "abort", as the server says; None: cut off by the client.
         accounting: the server's `memento` record (docs/semantics.md); None where there is none.
         prompt_tokens, output_tokens: logical tokens; None where the source does not tell.

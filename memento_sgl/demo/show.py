@@ -31,17 +31,17 @@ PART = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """One problem's streamed text and the accounting of its final chunk."""
+    """One problem's streamed answer and the accounting of its final chunk."""
 
     problem: Problem
-    text: str
+    answer: str
     record: dict[str, Any]
     prompt_tokens: int
     output_tokens: int
 
     @property
     def right(self) -> bool:
-        return self.text.rpartition("</think>")[2].strip() == self.problem.answer
+        return self.answer == self.problem.answer
 
     @property
     def curves(self) -> tuple[list[int], list[int]]:
@@ -75,7 +75,7 @@ def run(problems: int, blocks: int, out: Path) -> int:
 
 def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
     """Stream one answer; the open block is shown, closed ones fold into their mementos."""
-    text = ""
+    thought = answer = ""
     metadata: dict[str, Any] = {}
     usage: Any = None
     stream: Any = client.chat.completions.create(  # type: ignore[call-overload]
@@ -85,31 +85,32 @@ def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
         max_tokens=3000,
         stream=True,
         stream_options={"include_usage": True},
+        extra_body={"custom_params": {"memento": {"show_markers": True}}},
     )
     live = Live(console=Console(), transient=True, refresh_per_second=12)
     with live:
         for chunk in stream:
             usage = chunk.usage or usage
             metadata |= (chunk.model_extra or {}).get("metadata") or {}
-            if chunk.choices and chunk.choices[0].delta.content:
-                text += chunk.choices[0].delta.content
-                live.update(_view(problem, text))
+            for choice in chunk.choices:
+                thought += choice.delta.model_extra.get("reasoning_content") or ""
+                answer += choice.delta.content or ""
+                live.update(_view(problem, thought, answer))
     (record,) = metadata["memento"]
-    solved = Solved(problem, text, record, usage.prompt_tokens, usage.completion_tokens)
-    console.print(_view(problem, text, solved))
+    solved = Solved(problem, answer, record, usage.prompt_tokens, usage.completion_tokens)
+    console.print(_view(problem, thought, answer, solved))
     return solved
 
 
-def _view(problem: Problem, text: str, solved: Solved | None = None) -> Panel:
-    thought, _, answer = text.partition("</think>")
+def _view(problem: Problem, thought: str, answer: str, solved: Solved | None = None) -> Panel:
     parts = list(PART.finditer(thought))
     folded = [p["memento"] for p in parts if p["closed"]]
     lines: list[Any] = [Text("mementos  " + "  ".join(folded), style="green")]
     if parts and not parts[-1]["closed"]:
         lines.append(Text("block     " + parts[-1]["block"][-200:], style="yellow"))
-    if answer.strip():
+    if answer:
         style = "bold green" if solved is None or solved.right else "bold red"
-        lines.append(Text("answer    " + answer.strip(), style=style))
+        lines.append(Text("answer    " + answer, style=style))
     if solved is not None:
         record = solved.record
         lines.append(

@@ -106,6 +106,24 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="4054f88990f62b90",
     ),
     Seam(
+        target=f"{_OPENAI}.serving_chat.OpenAIServingChat._patch_reasoning_skip_special_tokens",
+        kind="AFTER",
+        hook="reasoning:keep_tags",
+        role="frontend",
+        why="tags that are special tokens must reach the reasoning parser",
+        retire="a detector that says which tokens it needs",
+        fingerprint="792be2bf7d6d44cf",
+    ),
+    Seam(
+        target="sglang.srt.parser.reasoning_parser.ReasoningParser.__init__",
+        kind="AFTER",
+        hook="reasoning:adapt_parser",
+        role="frontend",
+        why="the reasoning parser depends on the markers, the request's options and its prompt",
+        retire="detectors that see the request",
+        fingerprint="920f3ab10787ee1a",
+    ),
+    Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
         kind="AFTER",
         hook="openai_serving:add_metadata",
@@ -214,6 +232,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="27862b721630c623",
     ),
     Seam(
+        target=f"{_BATCH}.ScheduleBatch.cumulate_penalty_output_tokens",
+        kind="AFTER",
+        hook="penalties:after_cumulate",
+        role="scheduler",
+        why="a step that is done again counts once for penalties",
+        retire="penalties that count tokens, not steps",
+        fingerprint="a715a7ca367dc440",
+    ),
+    Seam(
         target=f"{_POLICY}.add_one_req",
         kind="AROUND",
         hook="prefill:around_add_one_req",
@@ -248,6 +275,15 @@ LEDGER: tuple[Seam, ...] = (
         why="constrained emission",
         retire="custom constraints on the device",
         fingerprint="223dc64369624dc2",
+    ),
+    Seam(
+        target="sglang.srt.constrained.reasoner_grammar_backend.ReasonerGrammarBackend.__init__",
+        kind="BEFORE",
+        hook="grammar:before_reasoner_init",
+        role="scheduler",
+        why="a reasoning parser breaks constrained answers with outlines and llguidance",
+        retire="mask functions on the base class of grammar backends",
+        fingerprint="ee90ae3f4f1ae4b8",
     ),
     Seam(
         target="sglang.srt.managers.scheduler_components.output_streamer"

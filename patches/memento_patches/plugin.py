@@ -10,6 +10,9 @@ from memento_sgl.errors import PatchError
 def register() -> None:
     """Wrap what is needed to read our flags. SGLang swallows exceptions here, so a miss exits."""
     install("bootstrap")
+    from memento_sgl.reasoning import register_parser
+
+    register_parser()
 
 
 def install(role: str) -> None:

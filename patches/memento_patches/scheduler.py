@@ -14,6 +14,7 @@ from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
 from memento_sgl.ownership import check_ownership
 from memento_sgl.radix_tree import PrunableTree
+from memento_sgl.reasoning import register_parser
 from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
 
@@ -22,6 +23,7 @@ def before_init(_scheduler: Any, server_args: Any, *_args: Any, **_kwargs: Any) 
     if settings is not None:
         install("scheduler")
         runtime.install(settings)
+        register_parser(settings.config)
         register_radix_cache_backend(RADIX_BACKEND, make_radix_cache)
 
 
@@ -33,6 +35,7 @@ def before_decode(scheduler: Any, batch: Any) -> None:
     state = runtime.current()
     if state.due:
         evict_running(state, batch)
+    state.reread.clear()
     if state.replaying:
         state.feed_replays(batch)
 

@@ -7,11 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from memento_sgl.errors import MementoError
-from memento_sgl.serving import add_flags, config_from_flags, enable, required_arguments
+from memento_sgl.serving import (
+    NO_PARSER,
+    add_flags,
+    config_from_flags,
+    enable,
+    required_arguments,
+)
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
+    action = parser._option_string_actions["--reasoning-parser"]
+    action.choices = [*(action.choices or ()), NO_PARSER]
+    action.help = f"{action.help} With --enable-memento the default is memento; none: no parser."
 
 
 def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
@@ -19,6 +28,8 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
         config = config_from_flags(args)
         if config is not None:
             vars(args).update(required_arguments(config, vars(args)))
+        elif args.reasoning_parser == NO_PARSER:
+            args.reasoning_parser = None
         server_args = original(cls, args)
         if config is not None:
             enable(server_args, config)

@@ -12,9 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from memento_pipeline._charts import Chart, histogram
 from memento_pipeline._sinks import write_whole
 from memento_pipeline._tally import Tally
@@ -24,7 +21,7 @@ from memento_pipeline.schema import Paid
 from memento_pipeline.stats import PASS_SCORE, reason_kind
 from memento_pipeline.store import Store
 from memento_sgl.errors import ConfigError
-from memento_sgl.templates import template
+from memento_sgl.pages import embedded, render_page, verbatim
 
 MOST_CHARACTERS = 20_000
 """Of one text in the browser; the store has all of it."""
@@ -94,14 +91,12 @@ def render(
     settings: Mapping[str, Any],
 ) -> str:
     """The page."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     shown = [browsed(done) for done in sample.items]
-    return environment.from_string(template("report.html")).render(
+    return render_page(
+        "report.html",
         name=name,
-        style=Markup(template("report.css")),
-        script=Markup(template("report.js")),
+        style=verbatim("report.css"),
+        script=verbatim("report.js"),
         data=embedded(shown),
         shown=len(shown),
         finished=sample.seen,
@@ -224,14 +219,6 @@ def _short(text: str) -> str:
         return text
     left = len(text) - MOST_CHARACTERS
     return f"{text[:MOST_CHARACTERS]}\n[... {left:,} more characters in the store]"
-
-
-def embedded(value: Any) -> Markup:
-    """JSON that is safe inside a script element: no `<`, so no tag or comment can open or end."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)
 
 
 def _priced(paid: Paid) -> dict[str, str]:

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from memento_pipeline.chat import ChatTemplate
-from memento_pipeline.tokens import load_tokenizer
 from memento_sgl.config import MementoConfig
 from memento_sgl.errors import DataError
 from memento_sgl.machine import replay
 from memento_sgl.markers import resolve_markers
+from memento_sgl.text_tokens import TextTokenizer
 
 IGNORED = -100
 """Label of tokens that are not learned."""
@@ -50,20 +50,6 @@ class Tokenized(NamedTuple):
     evictions: list[list[int]]
 
 
-class _Adapter:
-    """The two methods of a Hugging Face tokenizer that marker resolution uses."""
-
-    def __init__(self, path: Path) -> None:
-        self._tokenizer = load_tokenizer(path)
-
-    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return list(encoding.ids)
-
-    def convert_ids_to_tokens(self, ids: int) -> str:
-        return str(self._tokenizer.id_to_token(ids))
-
-
 class RowTokenizer:
     """Tokenizes rows with one tokenizer and template.
 
@@ -77,7 +63,7 @@ class RowTokenizer:
     """
 
     def __init__(self, path: Path, template: ChatTemplate, mask_delimiters: bool) -> None:
-        self._adapter = _Adapter(path)
+        self._tokenizer = TextTokenizer(path)
         self._template = template
         self._config = MementoConfig.parse(
             {
@@ -86,7 +72,7 @@ class RowTokenizer:
                 "require_assistant_section": template.chat_markup,
             }
         )
-        self._markers = resolve_markers(self._config, self._adapter)
+        self._markers = resolve_markers(self._config, self._tokenizer)
 
     def tokenize(self, problem: str, response: str, blocks: int) -> Tokenized:
         """Ids, labels and spans of a row with this many blocks.
@@ -97,7 +83,7 @@ class RowTokenizer:
             DataError: the tokens do not show the expected blocks.
         """
         prompt, rest = self._template.render(problem, response)
-        head, tail = self._adapter.encode(prompt), self._adapter.encode(rest)
+        head, tail = self._tokenizer.encode(prompt), self._tokenizer.encode(rest)
         ids = head + tail
         machine = replay(ids, len(head), self._markers, self._config, assistant_start=len(head))
         if len(machine.blocks) != blocks:

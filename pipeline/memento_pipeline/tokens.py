@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from memento_sgl.errors import ConfigError
+from memento_sgl.text_tokens import load_tokenizer, tokenizer_file
 
 APPROX = "approx-1"
 """Name of the built-in approximation; the number changes whenever its counts do."""
@@ -58,42 +59,14 @@ class FileCounter:
         return np.fromiter((start for start, _ in offsets), dtype=np.int64, count=len(offsets))
 
 
-def tokenizer_file(path: Path) -> Path:
-    """The `tokenizer.json` that `path` names, or holds if it is a folder.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(
-            f"no tokenizer at {path}: give a tokenizer.json or a folder that holds one, or "
-            f"{APPROX!r} for the built-in approximation"
-        )
-    return file
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json` without padding or truncation.
-
-    Raises:
-        ConfigError: there is none, or it cannot be read.
-    """
-    file = tokenizer_file(path)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare `Exception`
-        raise ConfigError(f"cannot read the tokenizer {file}: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
 def load_counter(source: str | Path | None = None) -> TokenCounter:
     """The counter for a `tokenizer.json` or its folder; None or "approx-1": the approximation."""
     if source is None or str(source) in (APPROX, "approx"):
         return ApproxCounter()
-    return FileCounter(tokenizer_file(Path(source)))
+    try:
+        return FileCounter(tokenizer_file(Path(source)))
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or {APPROX!r} for the built-in approximation") from None
 
 
 def count(counter: TokenCounter, text: str) -> int:

@@ -25,10 +25,11 @@ def launch(argv):
     except SystemExit as error:
         return str(error.code)
     settings = settings_of(args)
+    shared = {"reasoning_parser": args.reasoning_parser}
     if settings is None:
-        return {"stock": True, "radix_cache": not args.disable_radix_cache}
+        return shared | {"stock": True, "radix_cache": not args.disable_radix_cache}
     cache = "off" if args.disable_radix_cache else args.radix_cache_backend
-    return json.loads(settings.config.model_dump_json()) | {"radix_cache": cache}
+    return shared | json.loads(settings.config.model_dump_json()) | {"radix_cache": cache}
 
 json.dump([launch(argv) for argv in json.load(sys.stdin)], open(sys.argv[1], "w"))
 """
@@ -111,6 +112,10 @@ def results(
     cpu = ["--device", "cpu", "--attention-backend", "torch_native"]
     cases = {
         "stock": [qwen],
+        "stock, no parser": [qwen, "--reasoning-parser", "none"],
+        "no parser": [qwen, "--enable-memento", "--reasoning-parser", "none"],
+        "other parser": [qwen, "--enable-memento", "--reasoning-parser", "qwen3"],
+        "stock, this parser": [qwen, "--reasoning-parser", "memento"],
         "json": [qwen, "--memento-config", REFERENCE],
         "file": [qwen, "--memento-config", str(settings)],
         "flag wins": [qwen, "--memento-config", REFERENCE, "--memento-keep-last-n-blocks", "2"],
@@ -132,7 +137,9 @@ def test_refused(results: dict[str, object], flags: list[str], message: str) -> 
 
 
 def test_without_the_flag_the_engine_is_stock(results: dict[str, object]) -> None:
-    assert results["stock"] == {"stock": True, "radix_cache": True}
+    stock = {"reasoning_parser": None, "stock": True, "radix_cache": True}
+    assert results["stock"] == results["stock, no parser"] == stock
+    assert results["stock, this parser"] == stock | {"reasoning_parser": "memento"}
 
 
 def test_json_file_and_flags_agree(results: dict[str, object]) -> None:
@@ -142,6 +149,12 @@ def test_json_file_and_flags_agree(results: dict[str, object]) -> None:
     assert from_json["debug"]
     assert results["file"] == from_json
     assert results["flag wins"] == from_json | {"keep_last_n_blocks": 2}
+
+
+def test_the_reasoning_parser_is_ours_unless_another_is_named(results: dict[str, object]) -> None:
+    cases = ("json", "no parser", "other parser")
+    parsers = [results[name]["reasoning_parser"] for name in cases]  # type: ignore[index]
+    assert parsers == ["memento", None, "qwen3"]
 
 
 def test_prefix_caching_is_on_unless_it_cannot_be(results: dict[str, object]) -> None:

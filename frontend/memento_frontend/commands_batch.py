@@ -1,0 +1,150 @@
+"""`memento batch`: a file of questions through a running server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer import Argument, Option
+
+HELP = """Answer a file of questions with a running server.
+
+QUESTIONS is JSONL: objects with `question`, or `messages` of a chat, and an optional `id`. Results
+are written as they come, one JSON line each: answer, blocks, mementos, accounting, or the reason
+why it failed. Ended early (Ctrl-C, kill, server gone), the same command goes on.
+
+    memento batch questions.jsonl --out answers.jsonl
+
+    memento batch questions.jsonl --out answers.jsonl --attempts 8 --temperature 0.8
+
+    memento batch questions.jsonl --out answers.jsonl --temperature 0 --json-schema schema.json
+
+One engine call per step of a thought is the default (needs the extra `serve` on this side too).
+--one-call asks for a thought and its answer at once: faster, the same tokens.
+
+Exit code: 0 all answered, 1 the server cannot be used, 2 usage, 3 some questions failed, 5 stopped
+early, 6 the output is in use, damaged or made with other settings, 130 interrupted.
+"""
+DEFAULT_URL = "http://127.0.0.1:30000"
+ANSWER = "Answer"
+SERVER = "Server"
+
+
+def batch(
+    questions: Annotated[Path, Argument(metavar="QUESTIONS", help="JSONL.")],
+    out: Annotated[Path, Option("--out", "-o", help="Results, JSONL.")],
+    base_url: Annotated[
+        str, Option("--base-url", help="Of the server.", rich_help_panel=SERVER)
+    ] = DEFAULT_URL,
+    api_key_env: Annotated[
+        str | None,
+        Option(
+            "--api-key-env",
+            help="NAME of the variable that holds the key; default MEMENTO_API_KEY.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, Option("--concurrency", help="Questions at once.", min=1, rich_help_panel=SERVER)
+    ] = 16,
+    one_call: Annotated[bool, Option("--one-call", help="One call per question.")] = False,
+    attempts: Annotated[
+        int, Option("--attempts", help="Per question; the majority counts.", min=1)
+    ] = 1,
+    temperature: Annotated[float | None, Option("--temperature", min=0.0)] = None,
+    top_p: Annotated[float | None, Option("--top-p", min=0.0, max=1.0)] = None,
+    top_k: Annotated[int | None, Option("--top-k")] = None,
+    min_p: Annotated[float | None, Option("--min-p", min=0.0, max=1.0)] = None,
+    max_tokens: Annotated[int | None, Option("--max-tokens", help="Thought and answer.")] = None,
+    max_blocks: Annotated[int | None, Option("--max-blocks", help="Then answer.")] = None,
+    max_block_tokens: Annotated[int | None, Option("--max-block-tokens")] = None,
+    max_memento_tokens: Annotated[int | None, Option("--max-memento-tokens")] = None,
+    max_answer_tokens: Annotated[
+        int | None, Option("--max-answer-tokens", rich_help_panel=ANSWER)
+    ] = None,
+    json_schema: Annotated[
+        Path | None, Option("--json-schema", help="File: its shape.", rich_help_panel=ANSWER)
+    ] = None,
+    regex: Annotated[
+        str | None, Option("--regex", help="What it must match.", rich_help_panel=ANSWER)
+    ] = None,
+    constrain: Annotated[
+        str | None,
+        Option("--constrain", help="off, caps or strict.", rich_help_panel=SERVER),
+    ] = None,
+    keep_last_n_blocks: Annotated[
+        int | None,
+        Option("--keep-last-n-blocks", help="Blocks that stay.", rich_help_panel=SERVER),
+    ] = None,
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Ask those again.")] = False,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no summary.")] = False,
+) -> None:
+    values = dict(locals())
+    raise typer.Exit(_run(values))
+
+
+def _run(values: dict[str, Any]) -> int:
+    """Do it; returns the exit code."""
+    from memento_frontend.batch import run_batch
+    from memento_frontend.client import DEFAULT_KEY_ENV
+    from memento_frontend.native import NativeClient
+    from memento_sgl.environment import secret
+    from memento_sgl.errors import ConfigError, MementoError, StoppedError, StoreError
+
+    say = Console(stderr=True, soft_wrap=True, highlight=False)
+    try:
+        key = secret(values["api_key_env"] or DEFAULT_KEY_ENV)
+        if key is None and values["api_key_env"]:
+            raise ConfigError(f"the environment variable {values['api_key_env']} holds no API key")
+        summary = run_batch(
+            values["questions"],
+            values["out"],
+            NativeClient(values["base_url"], key),
+            _options(values),
+            progress=not values["quiet"],
+            **{name: values[name] for name in ("attempts", "one_call", "concurrency")},
+            retry_failed=values["retry_failed"],
+        )
+    except KeyboardInterrupt:
+        say.print("interrupted: give the same command to go on")
+        return 130
+    except MementoError as error:
+        say.print(f"[red]error:[/] {escape(str(error))}")
+        if isinstance(error, (StoppedError, StoreError)):
+            return 5 if isinstance(error, StoppedError) else 6
+        return 2 if isinstance(error, ValueError) else 1
+    if not values["quiet"]:
+        say.print(
+            f"{summary.answered:,} of {summary.total:,} answered, {summary.failed:,} failed, "
+            f"{summary.earlier:,} from earlier: {escape(str(values['out']))}"
+        )
+    return 3 if summary.failed else 0
+
+
+def _options(values: dict[str, Any]) -> Any:
+    """Only what was given; the rest is the default of `Options`."""
+    from memento_frontend.options import Options, Sampling
+    from memento_sgl.errors import ConfigError
+
+    names = (
+        "max_tokens", "max_blocks", "max_block_tokens", "max_memento_tokens", "max_answer_tokens",
+        "regex", "constrain",
+    )  # fmt: skip
+    given = {name: values[name] for name in names if values[name] is not None}
+    if values["json_schema"] is not None:
+        try:
+            given["json_schema"] = values["json_schema"].read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{values['json_schema']} cannot be read: {error}") from None
+    if values["keep_last_n_blocks"] is not None:
+        given["server"] = {"keep_last_n_blocks": values["keep_last_n_blocks"]}
+    sampling = Sampling(*(values[name] for name in ("temperature", "top_p", "top_k", "min_p")))
+    return Options(block=sampling, memento=sampling, answer=sampling, **given)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(help=HELP, rich_help_panel="Ask")(batch)

@@ -1,0 +1,245 @@
+"""`memento simulate` and `memento view`: traces of any kind, offline, without torch or SGLang."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer import Argument, Option
+
+from memento_sgl import simulate_show as show
+from memento_sgl.config import MementoConfig
+from memento_sgl.demo import MODEL_DIR
+from memento_sgl.errors import ConfigError, DataError, MementoError
+from memento_sgl.model_shape import ELEMENT_BYTES, SHAPES, ModelShape, load_shape
+from memento_sgl.simulate import Replayer, Totals, simulate
+from memento_sgl.text_tokens import TextTokenizer
+from memento_sgl.trace_files import BadRow, count_rows, list_trace_files, read_traces
+from memento_sgl.traces import FORMATS, Trace
+from memento_sgl.view import MOST_SHOWN, Page, drawn
+
+USAGE, BAD_ROWS = 2, 3  # exit codes, those of the pipeline
+
+KINDS_HELP = f"""Files may hold plain text, or JSON, JSON lines or Parquet with any of:
+{", ".join(format_.name for format_ in FORMATS)}, lists of token ids. A folder stands for the files
+in it, the work folder of `memento convert` for its rows, - for standard input."""
+
+SIMULATE_HELP = f"""Replay traces offline: what they would hold in KV, with and without eviction.
+
+The figures are those the server's own accounting gives for the same tokens. {KINDS_HELP}
+
+    memento simulate trace.txt --tokenizer ./qwen3-memento --model qwen3-8b
+
+    memento simulate work --tokenizer ./qwen3-memento --keep-last 0,1,2,-1
+
+    memento simulate rollouts.jsonl --json | tail -1
+
+Exit code: 0 all rows were replayed, 2 it cannot be done, 3 some rows are no traces, or none is.
+"""
+
+VIEW_HELP = f"""Draw traces: one HTML page with foldable blocks beside the KV curve.
+
+The page needs no network. Where a file has the spans that were evicted, those are shown, else what
+the rule gives. {KINDS_HELP}
+
+    memento view answer.json --tokenizer ./qwen3-memento --open
+
+    memento view work --limit 4 --out page.html
+
+Exit code: 0 written, 2 it cannot be done, 3 written without some rows that are no traces, or
+nothing to show.
+"""
+
+Inputs = Annotated[list[Path], Argument(metavar="FILE...", help="Files, folders or -.")]
+TokenizerPath = Annotated[
+    Path | None,
+    Option("--tokenizer", help="tokenizer.json or its folder. Default: the embedded model's."),
+]
+Model = Annotated[
+    str | None,
+    Option("--model", help=f"Also in bytes, for {', '.join(SHAPES)}, a folder or config.json."),
+]
+KvDtype = Annotated[
+    str | None,
+    Option("--kv-dtype", help=f"Of the KV cache: {', '.join(ELEMENT_BYTES)}. Default: the model's"),
+]
+Delimiters = Annotated[
+    bool | None,
+    Option(
+        "--mask-delimiters/--no-mask-delimiters",
+        help="Evict the block's two markers too. Default: by --model's family, else not.",
+    ),
+]
+Config = Annotated[
+    str | None, Option("--memento-config", help="More options, as for the server: JSON or a path.")
+]
+
+
+def run_simulate(
+    inputs: Inputs,
+    keep_last: Annotated[
+        str | None,
+        Option("--keep-last", help="Values of keep_last_n_blocks, with commas. Default: 0."),
+    ] = None,
+    tokenizer: TokenizerPath = None,
+    model: Model = None,
+    kv_dtype: KvDtype = None,
+    mask_delimiters: Delimiters = None,
+    memento_config: Config = None,
+    limit: Annotated[int | None, Option("--limit", help="Rows to read, at most.", min=1)] = None,
+    blocks: Annotated[bool, Option("--blocks", help="Also a table of every request.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", help="One JSON object per request, per bad row and for the sums.")
+    ] = False,
+) -> None:
+    with _errors():
+        shape = _shape(model, kv_dtype)
+        replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
+        keeps = _keeps(keep_last, replayer.config)
+        totals = [Totals(keep) for keep in keeps]
+        out = show.Lines(shape) if as_json else show.Tables(replayer.tokenizer.name, shape, blocks)
+
+        def one(trace: Trace) -> None:
+            tokens = replayer.tokens(trace)
+            results = [simulate(replayer, tokens, keep) for keep in keeps]
+            for total, result in zip(totals, results, strict=True):
+                total.add(tokens, result)
+            out.request(trace.name, tokens, results)
+
+        bad = _each(inputs, limit, one, out.bad_row)
+        out.sums(totals, bad)
+    raise typer.Exit(BAD_ROWS if bad or not totals[0].requests else 0)
+
+
+def run_view(
+    inputs: Inputs,
+    out: Annotated[Path, Option("--out", "-o", help="The page.")] = Path("memento-view.html"),
+    keep_last: Annotated[
+        int | None, Option("--keep-last", help="keep_last_n_blocks where a file does not tell.")
+    ] = None,
+    tokenizer: TokenizerPath = None,
+    model: Model = None,
+    kv_dtype: KvDtype = None,
+    mask_delimiters: Delimiters = None,
+    memento_config: Config = None,
+    limit: Annotated[int, Option("--limit", help="Rows to read, at most.", min=1)] = MOST_SHOWN,
+    open_: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    with _errors():
+        shape = _shape(model, kv_dtype)
+        replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
+        page = Page(replayer.tokenizer.name, shape)
+        bad = _each(
+            inputs,
+            limit,
+            lambda trace: page.add(drawn(trace, replayer, keep_last)),
+            lambda row: show.bad_row(console, row),
+        )
+        if page.requests:
+            page.write(out)
+    if not page.requests:
+        console.print("nothing to show")
+        raise typer.Exit(BAD_ROWS)
+    console.print(f"wrote {escape(str(out))}: {len(page.requests)} requests")
+    if open_:
+        webbrowser.open(out.resolve().as_uri())
+    raise typer.Exit(BAD_ROWS if bad else 0)
+
+
+def _each(
+    inputs: Sequence[Path],
+    limit: int | None,
+    use: Callable[[Trace], None],
+    report: Callable[[BadRow], None],
+) -> int:
+    """Give every trace to `use`, every bad row to `report`; returns how many were bad."""
+    files = list_trace_files(inputs)
+    total = count_rows(files)
+    bad = 0
+    progress = Progress(
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    progress.disable = not progress.console.is_terminal or total == 1
+    with progress:
+        task = progress.add_task("", total=total if limit is None else min(total or limit, limit))
+        for row in islice(read_traces(files), limit):
+            wrong = row if isinstance(row, BadRow) else _used(row, use)
+            if wrong is not None:
+                bad += 1
+                report(wrong)
+            progress.advance(task)
+    return bad
+
+
+def _used(trace: Trace, use: Callable[[Trace], None]) -> BadRow | None:
+    try:
+        use(trace)
+    except DataError as error:
+        return BadRow(trace.name, 0, str(error))
+    return None
+
+
+def _replayer(
+    tokenizer: Path | None,
+    shape: ModelShape | None,
+    mask_delimiters: bool | None,
+    memento_config: str | None,
+) -> Replayer:
+    config = MementoConfig.parse(memento_config) if memento_config else MementoConfig()
+    changes: dict[str, bool] = {"enable": True}
+    if mask_delimiters is not None:
+        changes["mask_delimiters"] = mask_delimiters
+    elif shape is None and config.mask_delimiters == "auto":
+        changes["mask_delimiters"] = False
+    config = config.model_copy(update=changes)
+    settled = config.for_family(list(shape.architectures) if shape else [])
+    return Replayer(TextTokenizer(tokenizer or MODEL_DIR), settled)
+
+
+def _keeps(text: str | None, config: MementoConfig) -> list[int]:
+    if text is None:
+        return [config.keep_last_n_blocks]
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise ConfigError(
+            f"--keep-last {text!r}: give numbers with commas, such as 0,1,-1"
+        ) from None
+
+
+def _shape(model: str | None, kv_dtype: str | None) -> ModelShape | None:
+    if model is not None:
+        return load_shape(model, kv_dtype)
+    if kv_dtype is not None:
+        raise ConfigError("--kv-dtype needs --model, whose bytes it is about")
+    return None
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (MementoError, OSError) as error:
+        show.problem(str(error))
+        raise typer.Exit(USAGE) from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    panel = "Traces, offline"
+    app.command("simulate", help=SIMULATE_HELP, rich_help_panel=panel)(run_simulate)
+    app.command("view", help=VIEW_HELP, rich_help_panel=panel)(run_view)

@@ -1,0 +1,65 @@
+"""The examples of docs/programs.md, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Served
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from memento_sgl.cli import app
+
+pytest.importorskip("sglang")
+pytestmark = pytest.mark.server
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", PAGE, re.DOTALL)
+ADDRESS = "http://127.0.0.1:30000"
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Served]) -> Served:
+    return serve("demo", "demo", "--chat-template", "memento_nosys")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0, "['a=12', 'b=22'] The total is 22."),
+        (1, "a=12 b=22 The total is 22."),
+        (2, "BatchSummary(total=2, earlier=0, answered=2, failed=0)"),
+        (3, "b=22<|summary_end|> </think>"),
+    ],
+)
+def test_the_examples_work(server: Served, tmp_path: Path, number: int, said: str) -> None:
+    code = EXAMPLES[number].replace(ADDRESS, server.url)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONWARNINGS": "error:::memento_frontend"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert len(EXAMPLES) == 4
+
+
+def test_the_pages_options_exist() -> None:
+    command = get_command(app)
+    assert isinstance(command, TyperGroup)
+    options = {name for parameter in command.commands["batch"].params for name in parameter.opts}
+    named = set(re.findall(r"memento batch.*", PAGE)[0].split()) & set(
+        re.findall(r"--[a-z-]+", PAGE)
+    )
+    assert named
+    assert named <= options

@@ -1,0 +1,140 @@
+"""`memento think` with a server that is no Memento server: sensible views and clear errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from memento_frontend import events as e
+from memento_frontend.gauge import KvGauge
+from memento_frontend.show import LiveView
+from plain_server import KEY, plain_server
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from memento_sgl.cli import app
+from memento_sgl.demo.server import free_port
+
+THINK = [sys.executable, "-m", "memento_sgl.cli", "think"]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with plain_server() as address:
+        yield address
+
+
+def think(*arguments: str, question: str = "why", key: str = KEY) -> Result:
+    environment = {"MEMENTO_API_KEY": key, "COLUMNS": "200"}
+    return CliRunner().invoke(app, ["think", "-", *arguments], input=question, env=environment)
+
+
+def test_a_server_without_mementos(url: str) -> None:
+    done = think("--base-url", url, "--model", "a", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert found["answer"] == "Because of scattering."
+    assert found["unfinished"] == "Rayleigh\x1b[31m scattering"
+    assert (found["blocks"], found["accounting"], found["finish_reason"]) == ([], None, "stop")
+    assert (found["prompt_tokens"], found["output_tokens"]) == (3, 9)
+
+    lines = think("--base-url", url, "--model", "a").stdout.splitlines()
+    assert lines == [
+        "[thought] Rayleigh\x1b[31m scattering",
+        "[answer] Because of scattering.",
+        "[end] complete",
+        "[KV tokens] this server tells nothing about eviction",
+    ]
+
+
+def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
+    gauge = KvGauge(10, 20, 40)
+    terminal = Console(file=io.StringIO(), width=60, height=20, force_terminal=True)
+    view = LiveView("why\x1b[31m?", terminal)
+    for number in range(30):
+        for event in (
+            e.BlockOpened("", number),
+            e.BlockText("steps\n" * 50, number),
+            e.BlockClosed("", number, 99),
+            e.MementoOpened("", number),
+            e.MementoText(f"memento{number}\nand \x07more" + " words" * 50, number),
+            e.MementoClosed("", number, 40),
+            e.BlockEvicted("", number, 99),
+            e.BlockOpened("", number + 1),
+            e.BlockText("step\n" * 49 + f"at {number}\n", number + 1),
+        ):
+            view.add(event, gauge)
+        drawn = io.StringIO()
+        Console(file=drawn, width=60).print(view._now())
+        assert drawn.getvalue().count("\n") <= terminal.height
+        for shown in (f"memento{number}", "99 tokens evicted", f"at {number}", "peak ~20"):
+            assert shown in drawn.getvalue()
+        assert not re.search(r"[\x00-\x09\x0b-\x1f]", drawn.getvalue())
+        view.add(e.BlockAbandoned("", number + 1), gauge)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--base-url", f"http://127.0.0.1:{free_port()}/v1"], 1, "start a server"),
+        (["--base-url", "127.0.0.1:30000"], 2, "expected http://HOST:PORT/v1"),
+        (["--base-url", "URL"], 2, "give --model, one of: a, b"),
+        (["--base-url", "URL", "--model", "c"], 2, "'c' is not served there, but: a, b"),
+        (["--base-url", "URL", "--model", "a", "--max-blocks", "3"], 1, "custom_params"),
+        (["--base-url", "URL", "--api-key-env", "NOT_SET_ANYWHERE"], 2, "NOT_SET_ANYWHERE"),
+        (["--constrain", "gently"], 2, "'gently' is not one of"),
+    ],
+)
+def test_errors_say_what_to_change(url: str, arguments: list[str], code: int, message: str) -> None:
+    done = think(*(url if argument == "URL" else argument for argument in arguments))
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert message in done.stderr
+
+
+def test_a_wrong_key_and_an_empty_question(url: str) -> None:
+    done = think("--base-url", url, "--model", "a", key="wrong")
+    assert done.exit_code == 1
+    assert "wrong key" in done.stderr
+    assert "--api-key-env" in done.stderr
+    empty = think("--base-url", url, question=" \n")
+    assert empty.exit_code == 2
+    assert "empty" in empty.stderr
+
+
+@pytest.mark.parametrize(
+    ("question", "message"), [("fail", "out of memory"), ("break", "broke the answer off")]
+)
+def test_what_came_before_the_server_broke_off_is_kept(
+    url: str, question: str, message: str
+) -> None:
+    done = think("--base-url", url, "--model", "a", "--json", question=question)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    found = json.loads(done.stdout)
+    assert found["unfinished"].endswith("scattering")
+    assert found["finish_reason"] is None
+
+
+def test_ctrl_c_keeps_what_came(url: str) -> None:
+    process = subprocess.Popen(
+        [*THINK, "hang", "--base-url", url, "--model", "a"],
+        env=os.environ | {"MEMENTO_API_KEY": KEY},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    seen = [process.stdout.readline(), process.stdout.readline()]
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    assert seen == ["[block 1] one\n", "[memento 1] 1\n"]
+    assert rest.splitlines()[:2] == ["[block 2 (unfinished)] tw", "[end] broken off"]
+    assert (process.returncode, errors) == (130, "")
