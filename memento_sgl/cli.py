@@ -10,6 +10,7 @@ import typer
 
 import memento_sgl.commands
 import memento_sgl.commands_offline
+import memento_sgl.commands_trace
 
 app = typer.Typer(
     name="memento",
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 memento_sgl.commands.register(app)
+memento_sgl.commands_trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
 memento_sgl.commands_offline.register(app)

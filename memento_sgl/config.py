@@ -17,6 +17,7 @@ from memento_sgl.errors import ConfigError, RequestError
 DELIMITERS_STAY = ("qwen", "olmo")
 DELIMITERS_GO = ("phi",)
 
+DEFAULT_TRACE_FILES = 1000
 
 Emission = Literal["off", "caps", "strict"]
 CAPS = ("max_block_tokens", "max_summary_tokens")
@@ -89,6 +90,14 @@ class MementoConfig(BaseModel):
     )
     min_blocks: int = Field(0, ge=0, description="strict: no </think> before this many blocks")
     debug: bool = Field(False, description="log one line per block event")
+    trace_dir: str = Field(
+        "", description="write one file per finished request into this folder; empty: none"
+    )
+    trace_files: int = Field(
+        DEFAULT_TRACE_FILES,
+        ge=1,
+        description="most files that each data-parallel rank keeps in trace_dir; the oldest go",
+    )
     show_markers: bool = Field(
         False, description="reasoning_content keeps the block and memento markers"
     )
@@ -125,6 +134,8 @@ class MementoConfig(BaseModel):
                 )
             if not self.compact_on_summary_end:
                 raise ValueError(f"{name} needs compact_on_summary_end=true")
+        if self.trace_files != DEFAULT_TRACE_FILES and not self.trace_dir:
+            raise ValueError("trace_files needs trace_dir")
         self._check_emission()
         return self
 

@@ -194,6 +194,21 @@ def permitted(
     return Permitted(state in TEXT and room, allowed)
 
 
+def is_forced(
+    machine: BlockMachine,
+    index: int,
+    config: MementoConfig,
+    markers: MarkerIds,
+    structure: Structure,
+) -> bool:
+    """Whether exactly one token may be sampled at logical `index`: always a marker."""
+    state, held, _ = situation(machine, index, config)
+    _, most = bounds(state, limits_of(config))
+    if state in TEXT and (most == 0 or held < most):
+        return False
+    return len(permitted(machine, index, config, markers, structure).special) == 1
+
+
 def resolve_structure(tokenizer: Tokenizer | None, ends: set[int]) -> Structure:
     """Find the separators of a tokenizer.
 

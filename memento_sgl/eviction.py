@@ -67,6 +67,8 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         return
     _edit_rows(runtime, batch, edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
+    if runtime.observers is not None:
+        runtime.observers.step_evicted(len(edits))
     device = batch.seq_lens.device
     less = torch.from_numpy(shrink)
     batch.seq_lens = batch.seq_lens - less.to(device, non_blocking=True)
@@ -87,7 +89,8 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     redone = row_length - keep_end
     if redone:
         runtime.rewind(req, upcoming)
-    runtime.log_eviction(req, upcoming)
+    if state.watch is not None:
+        state.watch.evicted(upcoming, decoding=True)
     return RowEdit(
         slot=req.req_pool_idx,
         start=start,
@@ -174,7 +177,8 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     req.kv_committed_len -= lost
     req.kv.kv_allocated_len -= lost
     req.already_computed -= lost
-    runtime.log_eviction(req, upcoming)
+    if state.watch is not None:
+        state.watch.evicted(upcoming, decoding=False)
     req._refresh_fill_ids()
 
 

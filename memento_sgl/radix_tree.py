@@ -60,16 +60,16 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
     """SGLang's radix cache whose inner nodes can lose their slots.
 
     Attributes:
-        pruned_tokens: slots freed by pruning finished blocks, since the start.
-        revived_tokens: slots that came back into pruned nodes.
+        pruned_nodes, pruned_tokens: nodes of finished blocks pruned since the start, their slots.
+        revived_nodes, revived_tokens: pruned nodes that got slots again, and those.
     """
 
     def __init__(self, params: CacheInitParams, markers: MarkerIds) -> None:
         assert not params.disable
         assert params.page_size == 1
         self._markers = markers
-        self.pruned_tokens = 0
-        self.revived_tokens = 0
+        self.pruned_nodes = self.pruned_tokens = 0
+        self.revived_nodes = self.revived_tokens = 0
         super().__init__(params)
 
     def reset(self) -> None:
@@ -95,6 +95,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
 
     def _revive(self, node: TreeNode, slots: torch.Tensor) -> None:
         node.value = slots.clone()
+        self.revived_nodes += 1
         self.revived_tokens += len(slots)
         self._revived.add(node)
         if node.lock_ref:
@@ -131,6 +132,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
 
     def _prune(self, node: TreeNode) -> None:
         self.token_to_kv_pool_allocator.free(node.value)
+        self.pruned_nodes += 1
         self.pruned_tokens += len(node.value)
         self._forget_slots(node)
         node.value = node.value[:0]

@@ -10,7 +10,7 @@ the list itself stays, so that the rebuild replays it.
 from __future__ import annotations
 
 from collections.abc import MutableSequence, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memento_sgl.accounting import account
 from memento_sgl.config import MementoConfig, RequestOptions
@@ -18,6 +18,9 @@ from memento_sgl.emission import NO_STRUCTURE, Structure
 from memento_sgl.errors import RequestError
 from memento_sgl.machine import BlockMachine, Eviction, Phase, State, section_start_of
 from memento_sgl.markers import MarkerIds
+
+if TYPE_CHECKING:
+    from memento_sgl.watch import Watch
 
 
 class Settings(NamedTuple):
@@ -35,6 +38,7 @@ class RequestState:
         evicted: tokens missing from the row.
         void: decode results still to come that must be ignored.
         replay: logical index that the next decode step reads, while a memento is recomputed.
+        watch: follows the request for metrics, traces and debug lines; None: nobody wants to know.
     """
 
     __slots__ = (
@@ -47,6 +51,7 @@ class RequestState:
         "prompt_len",
         "replay",
         "void",
+        "watch",
     )
 
     def __init__(
@@ -67,6 +72,7 @@ class RequestState:
         self.void = 0
         self.replay: int | None = None
         self.measured_peak = 0
+        self.watch: Watch | None = None
 
     def observe(self, output: Sequence[int]) -> bool:
         """Take the output tokens not seen yet; true if they made an eviction due."""
@@ -74,7 +80,8 @@ class RequestState:
         if total == self._fed:
             return False
         new = output[self._fed - self.prompt_len :]
-        due = self.machine.feed_all(new, start=self._fed)
+        feed = self.machine.feed_all if self.watch is None else self.watch.feed
+        due = feed(new, start=self._fed)
         self._fed = total
         return bool(due)
 

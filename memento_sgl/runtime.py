@@ -6,7 +6,6 @@ requests that wait for an eviction or a redone step.
 
 from __future__ import annotations
 
-import logging
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,10 @@ from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState, Settings, options_of
+from memento_sgl.watch import Observers, Watch, observers_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-logger = logging.getLogger(__name__)
 
 
 class Runtime:
@@ -35,6 +33,7 @@ class Runtime:
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
         automaton: constrained emission, from the first request that asks for it.
+        observers: metrics, traces and debug lines; None: nobody wants to know.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,6 +45,7 @@ class Runtime:
         self.reread: set[Any] = set()
         self.evicting = False
         self.automaton: EmissionAutomaton | None = None
+        self.observers: Observers | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 
@@ -63,11 +63,15 @@ class Runtime:
             # targets that overlap sources.
             scheduler.token_to_kv_pool_allocator.get_kvcache().use_native_move_kv_cache = True
         self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
+        self.observers = observers_of(scheduler, self.config, self.structure)
         if self.config.emission != "off":
             self._constrain()
 
-    def new_request(self, req: Any) -> RequestState:
-        """State for a request; bad options (already refused at the door) abort it alone."""
+    def new_request(self, req: Any, *, probe: bool = False) -> RequestState:
+        """State for a request; bad options (already refused at the door) abort it alone.
+
+        A probe is a request of the server's own health check: nobody watches those.
+        """
         params = req.sampling_params.custom_params
         try:
             options = options_of(params)
@@ -78,6 +82,8 @@ class Runtime:
             state = RequestState(req.origin_input_ids, self.config, self.markers, options)
         if state.config.emission != "off":
             self._constrain()
+        if self.observers is not None and state.config.enable and not probe:
+            state.watch = Watch(self.observers, req.rid, state)
         return state
 
     def observe(self, batch: Any, ignored: Sequence[Any]) -> None:
@@ -108,6 +114,8 @@ class Runtime:
             req.memento.void -= 1
             if req.memento.void == 0:
                 self.voided.discard(req)
+            if (watch := req.memento.watch) is not None:
+                watch.voided()
         return ignored
 
     def rewind(self, req: Any, eviction: Eviction) -> None:
@@ -192,6 +200,11 @@ class Runtime:
                 req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
             with self._between_forwards():
                 self.automaton.load(slots, states)
+        if self.observers is not None:
+            for req in batch.reqs:
+                if (watch := req.memento.watch) is not None:
+                    unfinished = req.inflight_middle_chunks > 0
+                    watch.placed(len(req.prefix_indices), more_to_prefill=unfinished)
 
     def set_offsets(self, slots: list[int], evicted: list[int]) -> None:
         self.evicting = True
@@ -201,22 +214,11 @@ class Runtime:
 
     def forget(self, req: Any) -> None:
         """The request's row is gone: nothing is due, voided or redone any more."""
+        if (watch := req.memento.watch) is not None:
+            watch.retracted(len(req.origin_input_ids) + len(req.output_ids) - 1)
         req.memento.reset()
         for waiting in (self.due, self.voided, self.replaying):
             waiting.discard(req)
-
-    def log_eviction(self, req: Any, eviction: Eviction) -> None:
-        if self.config.debug:
-            logger.info(
-                "memento evict rid=%s logical=[%d,%d) point=%d resume=%d row_start=%d offset=%d",
-                req.rid,
-                eviction.start,
-                eviction.end,
-                eviction.point,
-                eviction.resume,
-                eviction.start - (req.memento.evicted - eviction.tokens),
-                req.memento.evicted,
-            )
 
     def _constrain(self) -> None:
         if self.automaton is None:

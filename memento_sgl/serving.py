@@ -14,6 +14,7 @@ from memento_sgl.errors import ConfigError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.radix_key import LONGEST
 from memento_sgl.request import Settings
+from memento_sgl.trace_writer import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         refuse_pages(server_args)
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
+    if config.trace_dir:
+        config = config.model_copy(update={"trace_dir": str(check_folder(config.trace_dir))})
     tokenizer = _tokenizer(server_args)
     markers = resolve_markers(config, tokenizer)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer))

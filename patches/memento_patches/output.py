@@ -15,4 +15,7 @@ def after_accept(_result: None, accumulator: Any, *, req: Any) -> None:
     del records[sent - 1 :]
     records.extend([] for _ in range(sent - 1 - len(records)))
     done = req.finished() and req.memento.config.enable
-    records.append([req.memento.report(req.output_ids_through_stop)] if done else [])
+    record = req.memento.report(req.output_ids_through_stop) if done else None
+    records.append([record] if record is not None else [])
+    if record is not None and (watch := req.memento.watch) is not None:
+        watch.finished(req, record)

@@ -6,12 +6,14 @@ from array import array
 from collections.abc import Callable
 from typing import Any
 
+from sglang.srt.managers.utils import is_health_check_generate_req
+
 from memento_sgl import runtime
 from memento_sgl.radix import PrunableRadixCache
 
 
 def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
-    req.memento = runtime.current().new_request(req)
+    req.memento = runtime.current().new_request(req, probe=is_health_check_generate_req(req))
 
 
 def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:

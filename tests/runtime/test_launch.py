@@ -66,6 +66,11 @@ REFUSED = [
     ),
     (["--memento-debug", "true"], "no effect without --enable-memento"),
     (
+        ["--enable-memento", "--memento-trace-dir", "/dev/null/x"],
+        "not a folder that can be written",
+    ),
+    (["--enable-memento", "--memento-trace-files", "5"], "trace_files needs trace_dir"),
+    (
         ["--enable-memento", "--memento-block-start-token", "<blk>"],
         "block_start_token='<blk>' is not exactly one token",
     ),

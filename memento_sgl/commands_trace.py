@@ -1,0 +1,90 @@
+"""`memento trace`: look at trace files, or turn them into a timeline for Perfetto."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from memento_sgl.errors import DataError
+from memento_sgl.trace import RequestTrace, read_trace
+from memento_sgl.trace_export import chrome_trace
+
+console = Console()
+
+UNUSABLE = 2
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(trace)
+
+
+def trace(
+    files: Annotated[
+        list[Path], typer.Argument(help="Trace files, or folders: then all *.json in them.")
+    ],
+    chrome: Annotated[
+        Path | None,
+        typer.Option(help="Write a timeline for https://ui.perfetto.dev or chrome://tracing here."),
+    ] = None,
+) -> None:
+    """Show per-request trace files of a server started with --memento-trace-dir.
+
+    memento trace traces/
+
+    memento trace traces/*.json --chrome timeline.json
+    """
+    try:
+        traces = [read_trace(path) for path in _listed(files)]
+        if chrome is not None:
+            _write(chrome, traces)
+    except DataError as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        raise typer.Exit(UNUSABLE) from None
+    console.print(_table(traces))
+
+
+def _listed(paths: list[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        inside = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"{path} holds no trace files")
+        found += inside
+    return found
+
+
+def _write(path: Path, traces: list[RequestTrace]) -> None:
+    try:
+        path.write_text(json.dumps(chrome_trace(traces)), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    console.print(f"{len(traces)} request(s) in {escape(str(path))}")
+
+
+def _table(traces: list[RequestTrace]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("request", overflow="fold", min_width=10)
+    table.add_column("finish", no_wrap=True)
+    for title in ("prompt", "output", "blocks", "evicted", "peak KV", "seconds"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for item in traces:
+        sums = item.accounting
+        table.add_row(
+            escape(item.id),
+            escape(item.finish),
+            str(item.tokens.prompt),
+            str(item.tokens.output),
+            str(sums["blocks"]),
+            str(sums["evicted_tokens"]),
+            f"{sums['peak_kv_tokens']} of {sums['peak_kv_tokens_without']}",
+            f"{item.times.end:.3f}",
+        )
+    return table

@@ -1,0 +1,130 @@
+"""Names of metrics: in the code, in the docs and in the dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from memento_sgl.config import MementoConfig
+from memento_sgl.emission import NO_STRUCTURE
+from memento_sgl.metrics import METRICS, PREFIX, Metrics
+from memento_sgl.watch import TREE_COUNTS, Observers, observers_of
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "memento.json").read_text(encoding="utf-8"))
+
+
+def queries() -> list[str]:
+    """Every query of the dashboard, of panels and of variables."""
+    found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    variables: list[dict[str, Any]] = DASHBOARD["templating"]["list"]
+    return found + [v["query"] for v in variables if v["type"] == "query"]
+
+
+def queried() -> set[str]:
+    return set(re.findall(r"sglang:\w+", " ".join(queries())))
+
+
+def test_the_page_lists_every_metric_with_its_label() -> None:
+    listed = set(re.findall(r"^\| (`.*?`) \|", PAGE, re.MULTILINE))
+    names = set(re.findall(r"`([\w{}]+)`", " ".join(listed)))
+    for name, spec in METRICS.items():
+        assert (f"{name}{{{spec.label[0]}}}" if spec.label else name) in names, name
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    shown = {re.sub(r"_bucket$", "", name) for name in queried()}
+    assert {PREFIX + name for name in METRICS} <= shown
+
+
+def test_the_dashboard_is_well_formed() -> None:
+    numbers = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(numbers)) == len(numbers)
+    places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
+    assert len(set(places)) == len(places)
+    for query in queries():
+        assert query.count("(") == query.count(")")
+        assert query.count("{") == query.count("}")
+
+
+class Recorded:
+    """Stands in for a class of prometheus_client; remembers what was asked of it."""
+
+    calls: list[tuple[Any, ...]]
+
+    def __init__(self, name: str, documentation: str, labelnames: list[str], **_more: Any) -> None:
+        assert documentation
+        self.name, self.labelnames = name.removeprefix(PREFIX), labelnames
+
+    def labels(self, **labels: Any) -> SimpleNamespace:
+        assert list(labels) == self.labelnames
+        own = [v for k, v in labels.items() if k in ("part", "step", "outcome")]
+
+        def remember(amount: float = 1) -> None:
+            self.calls.append((self.name, *own, amount))
+
+        return SimpleNamespace(inc=remember, set=remember, observe=remember)
+
+
+@pytest.fixture
+def recorded() -> tuple[Metrics, list[tuple[Any, ...]]]:
+    Recorded.calls = []
+    kinds = ("counter", "gauge", "histogram")
+    return Metrics(
+        {"model_name": "m", "tp_rank": 0}, dict.fromkeys(kinds, Recorded)
+    ), Recorded.calls
+
+
+def test_the_gauge_sums_and_the_tree_is_read_once(
+    recorded: tuple[Metrics, list[tuple[Any, ...]]],
+) -> None:
+    metrics, calls = recorded
+    observers = Observers(metrics, None, False, NO_STRUCTURE)
+    for change in (30, 0, 12, -30):
+        observers.saved(change)
+    assert calls == [("saved_kv_tokens", 30), ("saved_kv_tokens", 42), ("saved_kv_tokens", 12)]
+    calls.clear()
+    tree = SimpleNamespace(**dict.fromkeys(TREE_COUNTS, 0))
+    observers.read_tree(tree)
+    tree.pruned_nodes, tree.pruned_tokens = 2, 9
+    observers.read_tree(tree)
+    observers.read_tree(tree)
+    assert calls == [("pruned_nodes_total", 2), ("pruned_tokens_total", 9)]
+
+
+def scheduler(*, metrics: bool, tp_rank: int = 0, dp_rank: int | None = None) -> SimpleNamespace:
+    collector = SimpleNamespace(
+        labels={"tp_rank": tp_rank},
+        _counter_cls=Recorded,
+        _gauge_cls=Recorded,
+        _histogram_cls=Recorded,
+    )
+    return SimpleNamespace(
+        metrics_reporter=SimpleNamespace(
+            current_scheduler_metrics_enabled=metrics, metrics_collector=collector
+        ),
+        ps=SimpleNamespace(attn_tp_rank=tp_rank, dp_rank=dp_rank),
+    )
+
+
+def test_nobody_observes_unless_asked(tmp_path: Path) -> None:
+    plain = MementoConfig(enable=True)
+    assert observers_of(scheduler(metrics=False), plain, NO_STRUCTURE) is None
+    asked = MementoConfig(enable=True, debug=True, trace_dir=str(tmp_path / "t"))
+    assert observers_of(scheduler(metrics=False, tp_rank=1), asked, NO_STRUCTURE) is None
+    assert not (tmp_path / "t").exists()
+    only_metrics = observers_of(scheduler(metrics=True, tp_rank=1), asked, NO_STRUCTURE)
+    assert only_metrics is not None
+    assert only_metrics.metrics is not None
+    assert (only_metrics.traces, only_metrics.debug) == (None, False)
+    rest = observers_of(scheduler(metrics=False, dp_rank=1), asked, NO_STRUCTURE)
+    assert rest is not None
+    assert rest.traces is not None
+    assert (rest.metrics, rest.debug) == (None, True)
+    assert (tmp_path / "t").is_dir()

@@ -1,0 +1,373 @@
+"""One run, four accounts of it: Prometheus, `meta_info`, trace files and the oracle agree.
+
+Retraction is forced and the pool is small: evictions are replayed and must not be counted twice.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from conftest import STRICT, Served, random_jobs, request_body
+from prometheus_client.parser import text_string_to_metric_families
+from test_metrics import queried
+
+from memento_sgl.demo.server import serve_command
+from memento_sgl.emission import permitted
+from memento_sgl.machine import Block, BlockMachine, section_start_of
+from memento_sgl.metrics import METRICS, PREFIX
+from memento_sgl.trace import MAX_BYTES, RequestTrace, read_trace
+
+pytestmark = pytest.mark.server
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"enable": False},
+    {"keep_last_n_blocks": 1},
+    {"keep_last_n_blocks": -1},
+    {"keep_last_block_for_answer": True},
+    {"max_block_tokens": 6, "max_summary_tokens": 3},
+    STRICT,
+    STRICT | {"max_blocks": 0, "min_summary_tokens": 2, "max_summary_tokens": 2},
+)
+HOSTILE = '../../x y\n"<b>memento event=evict'
+
+Figures = dict[str, float]
+
+
+class Run(NamedTuple):
+    """A mix of requests and everything that was said about it."""
+
+    jobs: list[tuple[list[int], int, dict[str, Any]]]
+    answers: list[dict[str, Any]]
+    records: list[dict[str, Any]]  # of those with memento enabled, like the next two
+    machines: list[BlockMachine]
+    traces: list[RequestTrace]
+    change: Figures
+
+    def total(self, key: Callable[[dict[str, Any]], int]) -> int:
+        return sum(map(key, self.records))
+
+
+def launcher(folder: Path) -> Callable[..., list[str]]:
+    def command(model: str, *flags: str) -> list[str]:
+        more = ("--enable-metrics", "--memento-trace-dir", str(folder), "--memento-debug", "true")
+        return serve_command(model, *flags, *more, "--log-level", "info")
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traces") / "made" / "by the server"
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Served], folder: Path) -> Served:
+    return serve(
+        "metrics",
+        "qwen3",
+        "--chunked-prefill-size",
+        "48",
+        pool=1500,
+        environment={"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "20"},
+        launcher=launcher(folder),
+    )
+
+
+def scrape(server: Served) -> Figures:
+    """Every sample of `/metrics`, by name and the value of a label of ours."""
+    text = httpx.get(f"{server.url}/metrics", follow_redirects=True, timeout=60).text
+    found: Figures = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            own = [
+                sample.labels[label]
+                for label in ("part", "step", "outcome")
+                if label in sample.labels
+            ]
+            if "le" not in sample.labels:
+                name = sample.name + "".join(f":{value}" for value in own)
+                found[name] = found.get(name, 0.0) + sample.value
+    return found
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """The thread that writes traces is not waited for by the answers."""
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen within half a minute")
+
+
+def finished_text(server: Served) -> tuple[list[int], int]:
+    """A text with several finished blocks, and where its prompt ended."""
+    for seed in range(11, 60):
+        ids = random_jobs(1, seed=seed)[0][0]
+        answer = server.generate(ids, 300)
+        if len(server.machine(ids, answer["output_ids"]).blocks) >= 4:
+            return ids + answer["output_ids"], len(ids)
+    raise AssertionError("no output with four blocks")
+
+
+@pytest.fixture(scope="module")
+def run(server: Served, folder: Path) -> Run:
+    text, start = finished_text(server)
+    # SGLang retracts the shortest output: beside this one, requests that have evicted.
+    beside = (text[:start], 500, {"enable": False})
+    jobs = [beside, *random_jobs(16, 5, *OPTIONS, longest=200)]
+    jobs += [(text, 40, {"assistant_start": start})] * 2
+    jobs += [(text[:-30], 40, {"assistant_start": start, "keep_last_n_blocks": 1})]
+    written = f"{PREFIX}traces_total:written"
+    before = scrape(server)
+    known = set(folder.glob("*.json"))
+    answers = server.generate_many(jobs, concurrency=8)
+    kept = [i for i, (_, _, options) in enumerate(jobs) if options.get("enable", True)]
+    wait_for(lambda: scrape(server)[written] - before[written] == len(kept))
+    after = scrape(server)
+    traces = [read_trace(path) for path in sorted(set(folder.glob("*.json")) - known)]
+    by_id = {trace.id: trace for trace in traces}
+    assert len(by_id) == len(traces) == len(kept)
+    return Run(
+        jobs=jobs,
+        answers=answers,
+        records=[answers[i]["meta_info"]["memento"] for i in kept],
+        machines=[server.machine(jobs[i][0], answers[i]["output_ids"], **jobs[i][2]) for i in kept],
+        traces=[by_id[answers[i]["meta_info"]["id"]] for i in kept],
+        change={name: value - before.get(name, 0.0) for name, value in after.items()},
+    )
+
+
+def changed(run: Run, name: str, value: str = "") -> float:
+    return run.change[f"{PREFIX}{name}{value and ':' + value}"]
+
+
+def test_every_metric_is_exposed(run: Run) -> None:
+    ends = {"counter": "", "gauge": "", "histogram": "_count"}
+    for name, spec in METRICS.items():
+        values = spec.label[1] if spec.label else ("",)
+        for value in values:
+            assert changed(run, name + ends[spec.kind], value) >= 0
+
+
+def test_the_dashboard_asks_for_what_is_exposed(server: Served, run: Run) -> None:
+    text = httpx.get(f"{server.url}/metrics", follow_redirects=True, timeout=60).text
+    exposed = {
+        sample.name for family in text_string_to_metric_families(text) for sample in family.samples
+    }
+    assert queried() - exposed == set()
+    assert len(queried()) > len(METRICS)
+
+
+def test_the_run_is_worth_comparing(server: Served, run: Run) -> None:
+    assert run.change["sglang:num_retracted_requests_total"] > 3
+    assert sum(trace.counts.get("replay", 0) for trace in run.traces) > 0
+    assert any(
+        event.kind == "retract"
+        and any(e.time is not None and e.time < event.time for e in t.evictions)
+        for t in run.traces
+        for event in t.events
+    )
+    assert run.total(lambda r: len(r["evicted_spans"])) > 20
+    assert changed(run, "forced_tokens_total") > 20
+    assert changed(run, "resumptions_total") > 3
+    assert changed(run, "evictions_total", "prompt") > 3
+
+
+def test_tokens_and_records_are_those_of_the_oracle(server: Served, run: Run) -> None:
+    copies = [answer | {"meta_info": {**answer["meta_info"]}} for answer in run.answers]
+    for answer in copies:
+        if (record := answer["meta_info"].get("memento")) is not None:
+            answer["meta_info"]["memento"] = dict(record)
+            answer["meta_info"]["memento"].pop("measured_peak_kv_tokens", None)
+    assert server.verify_all(run.jobs, copies) > 20
+
+
+def test_counters_are_the_sums_of_the_records(run: Run) -> None:
+    sums = {
+        "blocks_total": run.total(lambda r: r["blocks"]),
+        "evictions_total": run.total(lambda r: len(r["evicted_spans"])),
+        "evicted_tokens_total": run.total(lambda r: r["evicted_tokens"]),
+    }
+    for name, expected in sums.items():
+        assert changed(run, name, "prompt") + changed(run, name, "output") == expected, name
+    assert changed(run, "kv_token_steps_total") == run.total(lambda r: r["kv_auc"])
+    saved = run.total(lambda r: r["kv_auc_without"] - r["kv_auc"])
+    assert changed(run, "saved_kv_token_steps_total") == saved
+    assert changed(run, "recomputed_tokens_total") == 0
+
+
+def test_histograms_are_of_what_was_generated(run: Run) -> None:
+    blocks = [
+        block
+        for trace, machine in zip(run.traces, run.machines, strict=True)
+        for block in machine.blocks
+        if block.summary_end >= trace.tokens.prompt
+    ]
+    assert changed(run, "blocks_total", "output") == len(blocks)
+    for name, key in (
+        ("block_tokens", Block.block_tokens),
+        ("summary_tokens", Block.summary_tokens),
+    ):
+        assert changed(run, f"{name}_count") == len(blocks)
+        assert changed(run, f"{name}_sum") == sum(key.fget(block) for block in blocks)
+    ratios = [b.block_tokens / b.summary_tokens for b in blocks if b.summary_tokens]
+    assert changed(run, "compression_ratio_count") == len(ratios)
+    assert changed(run, "compression_ratio_sum") == pytest.approx(sum(ratios))
+    shares = [r["peak_kv_tokens"] / r["peak_kv_tokens_without"] for r in run.records]
+    assert changed(run, "peak_kv_ratio_count") == len(shares)
+    assert changed(run, "peak_kv_ratio_sum") == pytest.approx(sum(shares))
+
+
+def test_row_edits_and_voided_steps_are_those_in_the_traces(run: Run) -> None:
+    edits = changed(run, "row_edits_total", "prefill") + changed(run, "row_edits_total", "decode")
+    applied = sum(e.time is not None for trace in run.traces for e in trace.evictions)
+    counts: Counter[str] = sum((Counter(trace.counts) for trace in run.traces), Counter())
+    assert edits == applied + counts["replay"]
+    assert changed(run, "evictions_per_step_sum") == changed(run, "row_edits_total", "decode") > 0
+    assert changed(run, "voided_steps_total") == counts["void"] > 0
+    assert counts["retract"] == run.change["sglang:num_retracted_requests_total"]
+    resumed = [e for t in run.traces for e in t.events if e.kind == "resume" and e.index]
+    assert changed(run, "resumptions_total") == len(resumed)
+    assert changed(run, "resumed_tokens_total") == sum(event.index for event in resumed)
+
+
+def test_the_tree_prunes_what_requests_evicted(run: Run) -> None:
+    assert 0 < changed(run, "pruned_nodes_total") <= changed(run, "pruned_tokens_total")
+    assert changed(run, "revived_nodes_total") <= changed(run, "revived_tokens_total")
+
+
+def test_forced_tokens_are_those_with_one_possibility(server: Served, run: Run) -> None:
+    """Counted the slow way: at every output position."""
+    expected = 0
+    for (ids, _, options), answer in zip(run.jobs, run.answers, strict=True):
+        config = server.merged(options)
+        if config.emission == "off":
+            continue
+        markers = server.markers
+        start = section_start_of(ids, config, markers, options.get("assistant_start"))
+        machine = BlockMachine(markers, config, section_start=start)
+        machine.feed_all(ids)
+        for index, token in enumerate(answer["output_ids"], len(ids)):
+            allowed = permitted(machine, index, config, markers, server.structure)
+            expected += not allowed.text and len(allowed.special) == 1
+            machine.feed(index, token)
+    assert changed(run, "forced_tokens_total") == expected
+    assert sum(trace.counts.get("forced", 0) for trace in run.traces) == expected
+
+
+def test_traces_hold_what_the_records_say(run: Run) -> None:
+    for trace, record, machine in zip(run.traces, run.records, run.machines, strict=True):
+        assert trace.accounting == {k: v for k, v in record.items() if isinstance(v, int)}
+        assert [(e.start, e.end) for e in trace.evictions] == [
+            tuple(s) for s in record["evicted_spans"]
+        ]
+        assert [e.point for e in trace.evictions] == record["eviction_points"]
+        assert [
+            (b.start, b.end, b.summary_start, b.summary_end) for b in trace.blocks
+        ] == machine.blocks
+        assert trace.tokens.blocks == sum(record["block_tokens"])
+        assert trace.tokens.mementos == sum(record["summary_tokens"])
+        assert trace.counts["cached_evictions"] == sum(e.time is None for e in trace.evictions)
+
+
+def test_traces_tell_times_in_order(run: Run) -> None:
+    for trace in run.traces:
+        times = trace.times
+        assert times.prefill_start is not None
+        assert times.first_token is not None
+        assert 0 <= times.prefill_start <= times.first_token <= times.end
+        for block in trace.blocks:
+            marks = (block.opened, block.closed, block.summary_opened, block.summary_closed)
+            known = [mark for mark in marks if mark is not None]
+            assert known == sorted(known)
+            in_output = block.summary_end >= trace.tokens.prompt
+            assert (block.summary_closed is not None) is in_output
+            assert all(times.first_token <= mark <= times.end for mark in known)
+        assert [point[0] for point in trace.kv] == sorted(point[0] for point in trace.kv)
+        assert trace.kv[-1] == (times.end, trace.accounting["final_kv_tokens"])
+
+
+def test_the_curve_is_the_closed_form(run: Run) -> None:
+    """Nobody held more than the accounting says; who was computed from scratch reached it."""
+    reached = 0
+    for trace in run.traces:
+        peak = max(tokens for _, tokens in trace.kv)
+        assert peak <= trace.accounting["peak_kv_tokens"]
+        if trace.counts["cached_evictions"] == 0 and not trace.counts.get("retract"):
+            assert peak == trace.accounting["peak_kv_tokens"]
+            reached += 1
+        gone = 0
+        for eviction in trace.evictions:
+            if eviction.time is not None:
+                assert eviction.rows_before == eviction.point - gone
+                assert eviction.rows_after == eviction.resume - gone - (
+                    eviction.end - eviction.start
+                )
+            gone += eviction.end - eviction.start
+    assert reached > 3
+
+
+def test_debug_lines_tell_every_event(server: Served, run: Run) -> None:
+    lines = [line for line in server.log.read_text().splitlines() if "memento event=" in line]
+    for trace in run.traces:
+        own = [line for line in lines if f" rid={trace.id} " in line]
+        kinds = Counter(re.findall(r"memento event=(\w+)", "\n".join(own)))
+        for kind in ("void", "retract", "resume", "replay", "abandon", "forced"):
+            assert kinds[kind] == trace.counts.get(kind, 0), kind
+        assert kinds["evict"] == len(trace.evictions) - trace.counts["cached_evictions"]
+        for eviction in trace.evictions:
+            if eviction.time is not None:
+                place = f"start={eviction.start} end={eviction.end} resume={eviction.resume} "
+                assert any(f"index={eviction.point} " in line and place in line for line in own)
+        assert kinds["memento_close"] == sum(b.summary_closed is not None for b in trace.blocks)
+        assert all(re.search(r" index=\d+ row=\d+", line) for line in own)
+
+
+def test_a_hostile_request_id_stays_inside_the_folder(server: Served, folder: Path) -> None:
+    ids = random_jobs(1, seed=5)[0][0]
+    answer = server.post("/generate", **request_body(ids, 60) | {"rid": HOSTILE}).json()
+    assert answer["meta_info"]["id"] == HOSTILE
+    wait_for(lambda: any(read_trace(path).id == HOSTILE for path in folder.glob("*.json")))
+    outside = [path for path in folder.parent.parent.rglob("*") if path.is_file()]
+    assert all(path.parent == folder and path.suffix == ".json" for path in outside)
+    assert all(path.stat().st_size <= MAX_BYTES for path in outside)
+    assert '"<b>memento event=evict' not in "".join(
+        line for line in server.log.read_text().splitlines() if line.startswith('"')
+    )
+
+
+def test_health_checks_leave_nothing(server: Served, folder: Path) -> None:
+    before = scrape(server)[f"{PREFIX}peak_kv_ratio_count"], len(list(folder.iterdir()))
+    assert httpx.get(f"{server.url}/health_generate", timeout=120).status_code == 200
+    server.assert_all_slots_free()
+    assert before == (scrape(server)[f"{PREFIX}peak_kv_ratio_count"], len(list(folder.iterdir())))
+
+
+def test_the_gauge_is_zero_when_nothing_runs(server: Served, folder: Path) -> None:
+    """Also after clients have gone away; their requests leave a trace that says so."""
+    for ids, _, _ in random_jobs(3, seed=31):
+        body = request_body(ids, 2000) | {"stream": True}
+        with (
+            suppress(httpx.ReadTimeout),
+            httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60) as response,
+        ):
+            for i, _ in enumerate(response.iter_lines()):
+                if i > 60:
+                    break
+
+    def ended() -> bool:
+        finishes = [read_trace(path).finish for path in folder.glob("*.json")]
+        return finishes.count("abort") == 3
+
+    wait_for(ended)
+    server.assert_all_slots_free()
+    assert scrape(server)[f"{PREFIX}saved_kv_tokens"] == 0
