@@ -229,7 +229,7 @@ def test_a_backend_that_takes_pages_is_refused_with_prefix_caching() -> None:
     with pytest.raises(ConfigError, match="trtllm_mha takes 64: add --attention-backend"):
         refuse_pages(SimpleNamespace(page_size=64, attention_backend="trtllm_mha"))
     config = MementoConfig(enable=True)
-    assert required_arguments(config, {"page_size": 64}) == {"disable_radix_cache": True}
+    assert required_arguments(config, {"page_size": 64})["disable_radix_cache"]
     assert "disable_radix_cache" not in required_arguments(config, {"page_size": 1})
 
 
