@@ -56,6 +56,11 @@ class MementoConfig(BaseModel):
     max_summary_tokens: int = Field(
         0, ge=0, description="force <|summary_end|> once a memento holds this many; 0: no cap"
     )
+    foresee_evictions: bool = Field(
+        True,
+        description="admission reserves what a request will hold after its evictions; false: all "
+        "that it may write, as SGLang does",
+    )
     debug: bool = Field(False, description="log one line per block event")
     block_start_token: str = Field("<|block_start|>", min_length=1, description="opens a block")
     block_end_token: str = Field("<|block_end|>", min_length=1, description="closes a block")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from memento_sgl.admission import Forecast, Rhythm
 from memento_sgl.caps import CapAutomaton
 from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
+
+MARKERS_PER_BLOCK = 4
 
 
 class Settings(NamedTuple):
@@ -41,6 +44,11 @@ class Runtime:
         replaying: requests whose next decode step reads a token that was read before.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
+        rhythm: what finished blocks were like, for admission.
+        forecast: what running and admitted requests will hold, while a prefill batch is put
+            together; None when SGLang's own reservation counts.
+        retractions, resumptions: requests that lost their row, and of these the ones that found
+            some of it in the radix tree again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -50,6 +58,10 @@ class Runtime:
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
         self.evicting = False
+        self.rhythm = Rhythm()
+        self.forecast: Forecast | None = None
+        self.retractions = 0
+        self.resumptions = 0
         self.caps: CapAutomaton | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
@@ -87,7 +99,7 @@ class Runtime:
             output = req.output_ids
             if not output or output[-1] not in self.marker_tokens:
                 continue
-            if req in ignored or req.is_retracted or not req.memento.observe(output):
+            if req in ignored or req.is_retracted or not self._read(req.memento, output):
                 continue
             if req.finished():
                 continue
@@ -95,6 +107,16 @@ class Runtime:
             if self._in_flight(req):
                 req.memento.void += 1
                 self.voided.add(req)
+
+    def _read(self, state: RequestState, output: Sequence[int]) -> bool:
+        """Take new output; true if it made an eviction due. Finished blocks teach the rhythm."""
+        blocks, since = len(state.machine.blocks), state.open_since
+        due = state.observe(output)
+        if len(state.machine.blocks) > blocks:
+            delimiters = 2 if self.config.mask_delimiters or self.config.restart_mode else 0
+            gone = state.machine.blocks[-1].block_tokens + delimiters
+            self.rhythm.learn(state.open_since - since, gone)
+        return due
 
     def _in_flight(self, req: Any) -> bool:
         queue = getattr(self._scheduler, "result_queue", ())
@@ -179,6 +201,48 @@ class Runtime:
         req.memento.reset()
         for waiting in (self.due, self.voided, self.replaying):
             waiting.discard(req)
+
+    def rhythm_of(self, state: RequestState) -> tuple[float, float]:
+        """Tokens from memento to memento, and how many of them go, as expected of a request; the
+        caps stand in until a block was seen. Zero: its evictions cannot be foreseen."""
+        config = state.config
+        if not config.evicts:
+            return 0.0, 0.0
+        if not self.rhythm.count and all(config.caps):
+            return sum(config.caps) + MARKERS_PER_BLOCK, config.max_block_tokens
+        return self.rhythm.cycle, self.rhythm.gone
+
+    @property
+    def pool_size(self) -> int:
+        """KV slots of this server."""
+        return int(self._scheduler.max_total_num_tokens)
+
+    @property
+    def waiting(self) -> list[Any]:
+        """SGLang's waiting queue."""
+        queue: list[Any] = self._scheduler.waiting_queue
+        return queue
+
+    @property
+    def longest_prompt(self) -> int:
+        """Prompts of this many tokens are refused whatever they evict; SGLang's own margin."""
+        worker_limit = self._scheduler.max_req_len - self._scheduler.max_req_input_len
+        return int(self._scheduler.model_config.context_len - 1 - worker_limit)
+
+    def lengthens(self, req: Any) -> bool:
+        """Whether a request may get longer than the pool because it evicts."""
+        state: RequestState = req.memento
+        return self.config.foresee_evictions and state.config.evicts
+
+    def give_up(self, req: Any, reason: str) -> None:
+        """End a request that has no row and cannot get one; its output so far goes out."""
+        from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+        logger.warning("%s (rid=%s)", reason, req.rid)
+        req.memento.error = reason
+        req.to_finish = None
+        req.finished_reason = FINISH_ABORT(reason)
+        self._scheduler.output_streamer.stream_output([req], req.return_logprob)
 
     def log_eviction(self, req: Any, eviction: Eviction) -> None:
         if self.config.debug:

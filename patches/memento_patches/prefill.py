@@ -12,7 +12,7 @@ from memento_sgl import runtime
 from memento_sgl.eviction import evict_prefix, rows_to_next_point
 
 
-def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
+def add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
     allocator, tree = adder.token_to_kv_pool_allocator, adder.tree_cache
     evict_prefix(runtime.current(), req, allocator, tree)
     limit = rows_to_next_point(req)
@@ -25,7 +25,7 @@ def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -
     return unfinished
 
 
-def around_add_one_req(
+def add_one_req(
     original: Callable[..., Any],
     adder: Any,
     req: Any,
