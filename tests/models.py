@@ -50,8 +50,8 @@ FOLLOWS: dict[str, int | str] = {
     "<|summary_end|>": 10,
     "<|summary_start|>": "<|block_end|>",
 }
-# One block after the other, well formed: caps decide how long most of them are.
-STEADY = FOLLOWS | {"<|block_start|>": "<|summary_end|>", "<|block_end|>": 1, "<|summary_end|>": 1}
+# One block after the other, well formed: caps end mementos and most blocks.
+STEADY = FOLLOWS | {"<|block_start|>": "<|summary_end|>", "<|block_end|>": 1, "<|summary_end|>": 0}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
