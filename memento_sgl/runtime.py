@@ -223,6 +223,10 @@ class Runtime:
         queue: list[Any] = self._scheduler.waiting_queue
         return queue
 
+    def send(self, req: Any) -> None:
+        """Let a request that finished outside of a batch go out."""
+        self._scheduler.output_streamer.stream_output([req], req.return_logprob)
+
     @property
     def longest_prompt(self) -> int:
         """Prompts of this many tokens are refused whatever they evict; SGLang's own margin."""
@@ -233,16 +237,6 @@ class Runtime:
         """Whether a request may get longer than the pool because it evicts."""
         state: RequestState = req.memento
         return self.config.foresee_evictions and state.config.evicts
-
-    def give_up(self, req: Any, reason: str) -> None:
-        """End a request that has no row and cannot get one; its output so far goes out."""
-        from sglang.srt.managers.schedule_batch import FINISH_ABORT
-
-        logger.warning("%s (rid=%s)", reason, req.rid)
-        req.memento.error = reason
-        req.to_finish = None
-        req.finished_reason = FINISH_ABORT(reason)
-        self._scheduler.output_streamer.stream_output([req], req.return_logprob)
 
     def log_eviction(self, req: Any, eviction: Eviction) -> None:
         if self.config.debug:

@@ -19,6 +19,7 @@ RUNTIME = {
     "memento_sgl/engine.py",
     "memento_sgl/radix.py",
     "memento_sgl/radix_tree.py",
+    "memento_sgl/reservation.py",
     "memento_sgl/serving.py",
     "memento_sgl/launch.py",
 }

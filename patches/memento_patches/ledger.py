@@ -216,7 +216,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_POLICY}.__init__",
         kind="AFTER",
-        hook="admission:after_adder_init",
+        hook="prefill:after_adder_init",
         role="scheduler",
         why="reserve what running requests will hold after their evictions",
         retire="a reservation hook in the prefill policy",
@@ -252,7 +252,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_POLICY}.add_one_req",
         kind="AROUND",
-        hook="admission:around_add_one_req",
+        hook="prefill:around_add_one_req",
         role="scheduler",
         why="a prefill ends before each eviction point; reserve what a request will hold",
         retire="segment ends in the prefill policy",
@@ -261,7 +261,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_POLICY}.add_chunked_req",
         kind="AROUND",
-        hook="admission:around_add_chunked_req",
+        hook="prefill:around_add_chunked_req",
         role="scheduler",
         why="evict between the segments of a prefill",
         retire="segment ends in the prefill policy",

@@ -7,6 +7,7 @@ from typing import Any
 
 from memento_sgl import runtime
 from memento_sgl.limits import outgrown_message, too_long_message
+from memento_sgl.reservation import give_up
 
 
 def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
@@ -47,5 +48,5 @@ def after_retract_decode(
     if not (ended and state.config.foresee_evictions):
         return None
     for req in ended:
-        state.give_up(req, outgrown_message(req.memento, req.output_ids, state.pool_size))
+        give_up(state, req, outgrown_message(req.memento, req.output_ids, state.pool_size))
     return retracted, ratio, []
