@@ -89,6 +89,11 @@ class MementoConfig(BaseModel):
         0, ge=0, description="strict: </think> after this many blocks of a thought; 0: no limit"
     )
     min_blocks: int = Field(0, ge=0, description="strict: no </think> before this many blocks")
+    foresee_evictions: bool = Field(
+        True,
+        description="admission reserves what a request will hold after its evictions; false: all "
+        "that it may write, as SGLang does",
+    )
     debug: bool = Field(False, description="log one line per block event")
     trace_dir: str = Field(
         "", description="write one file per finished request into this folder; empty: none"

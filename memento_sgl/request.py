@@ -39,12 +39,14 @@ class RequestState:
         void: decode results still to come that must be ignored.
         replay: logical index that the next decode step reads, while a memento is recomputed.
         watch: follows the request for metrics, traces and debug lines; None: nobody wants to know.
+        error: why the request ended early; part of its accounting.
     """
 
     __slots__ = (
         "_fed",
         "applied",
         "config",
+        "error",
         "evicted",
         "machine",
         "measured_peak",
@@ -73,6 +75,7 @@ class RequestState:
         self.replay: int | None = None
         self.measured_peak = 0
         self.watch: Watch | None = None
+        self.error: str | None = None
 
     def observe(self, output: Sequence[int]) -> bool:
         """Take the output tokens not seen yet; true if they made an eviction due."""
@@ -100,6 +103,30 @@ class RequestState:
     def row(self, index: int) -> int:
         """Row index of a logical index at or after the applied spans."""
         return index - self.evicted
+
+    def peak_rows(self, length: int) -> int:
+        """Most rows that a prefill of the first `length` tokens holds at once, from here on."""
+        peak, evicted = 0, self.evicted
+        for eviction in self.machine.evictions[self.applied :]:
+            peak = max(peak, eviction.point - evicted)
+            evicted += eviction.tokens
+        return max(peak, length - evicted)
+
+    def rows_replayed(self, length: int) -> int:
+        """Rows of the first `length` tokens once every eviction seen so far is applied."""
+        return length - sum(eviction.tokens for eviction in self.machine.evictions)
+
+    @property
+    def open_since(self) -> int:
+        """Logical index behind the last closed memento, or where the output began."""
+        blocks = self.machine.blocks
+        return max(blocks[-1].summary_end + 1 if blocks else 0, self.prompt_len)
+
+    @property
+    def blocks_kept(self) -> int:
+        """Mementos that still close before one of them evicts a block."""
+        keep = 1 if self.config.keep_last_block_for_answer else self.config.keep_last_n_blocks
+        return max(keep - len(self.machine.blocks), 0)
 
     def apply(self) -> Eviction:
         """Count the next eviction as done."""
@@ -138,6 +165,8 @@ class RequestState:
         record = account(self.machine, self.prompt_len, self.prompt_len + len(output)).as_dict()
         if self.measured_peak:
             record["measured_peak_kv_tokens"] = self.measured_peak
+        if self.error is not None:
+            record["error"] = self.error
         return record
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from memento_sgl.admission import Forecast, Rhythm
 from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
@@ -20,6 +21,8 @@ from memento_sgl.watch import Observers, Watch, observers_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+MARKERS_PER_BLOCK = 4
 
 
 class Runtime:
@@ -34,6 +37,11 @@ class Runtime:
             pays nothing for positions.
         automaton: constrained emission, from the first request that asks for it.
         observers: metrics, traces and debug lines; None: nobody wants to know.
+        rhythm: what finished blocks were like, for admission.
+        forecast: what running and admitted requests will hold, while a prefill batch is put
+            together; None when SGLang's own reservation counts.
+        retractions, resumptions: requests that lost their row, and of these the ones that found
+            some of it in the radix tree again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -46,6 +54,10 @@ class Runtime:
         self.evicting = False
         self.automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
+        self.rhythm = Rhythm()
+        self.forecast: Forecast | None = None
+        self.retractions = 0
+        self.resumptions = 0
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 
@@ -92,7 +104,7 @@ class Runtime:
             output = req.output_ids
             if not output or output[-1] not in self.marker_tokens:
                 continue
-            if req in ignored or req.is_retracted or not req.memento.observe(output):
+            if req in ignored or req.is_retracted or not self._read(req.memento, output):
                 continue
             if req.finished():
                 continue
@@ -100,6 +112,16 @@ class Runtime:
             if self._in_flight(req):
                 req.memento.void += 1
                 self.voided.add(req)
+
+    def _read(self, state: RequestState, output: Sequence[int]) -> bool:
+        """Take new output; true if it made an eviction due. Finished blocks teach the rhythm."""
+        blocks, since = len(state.machine.blocks), state.open_since
+        due = state.observe(output)
+        if len(state.machine.blocks) > blocks:
+            delimiters = 2 if self.config.mask_delimiters or self.config.restart_mode else 0
+            gone = state.machine.blocks[-1].block_tokens + delimiters
+            self.rhythm.learn(state.open_since - since, gone)
+        return due
 
     def _in_flight(self, req: Any) -> bool:
         queue = getattr(self._scheduler, "result_queue", ())
@@ -219,6 +241,43 @@ class Runtime:
         req.memento.reset()
         for waiting in (self.due, self.voided, self.replaying):
             waiting.discard(req)
+
+    def rhythm_of(self, state: RequestState) -> tuple[float, float]:
+        """Tokens from memento to memento, and how many of them go, as expected of a request; the
+        caps stand in until a block was seen. Zero: its evictions cannot be foreseen."""
+        config = state.config
+        if not config.evicts:
+            return 0.0, 0.0
+        block, memento = config.max_block_tokens, config.max_summary_tokens
+        if not self.rhythm.count and block and memento:
+            return block + memento + MARKERS_PER_BLOCK, block
+        return self.rhythm.cycle, self.rhythm.gone
+
+    @property
+    def pool_size(self) -> int:
+        """KV slots of this server."""
+        return int(self._scheduler.max_total_num_tokens)
+
+    @property
+    def waiting(self) -> list[Any]:
+        """SGLang's waiting queue."""
+        queue: list[Any] = self._scheduler.waiting_queue
+        return queue
+
+    def send(self, req: Any) -> None:
+        """Let a request that finished outside of a batch go out."""
+        self._scheduler.output_streamer.stream_output([req], req.return_logprob)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Prompts of this many tokens are refused whatever they evict; SGLang's own margin."""
+        worker_limit = self._scheduler.max_req_len - self._scheduler.max_req_input_len
+        return int(self._scheduler.model_config.context_len - 1 - worker_limit)
+
+    def lengthens(self, req: Any) -> bool:
+        """Whether a request may get longer than the pool because it evicts."""
+        state: RequestState = req.memento
+        return self.config.foresee_evictions and state.config.evicts
 
     def _constrain(self) -> None:
         if self.automaton is None:

@@ -37,14 +37,21 @@ SPECIALS = [
 ]
 LETTERS = [chr(c) for c in range(33, 127)] + [" ", "\n"]
 VOCABULARY = SPECIALS + LETTERS
-CONFIGS = {"qwen3": Qwen3Config, "qwen2": Qwen2Config, "llama": LlamaConfig}
-# Marker: how many letters it follows; <|summary_start|> follows <|block_end|>.
-FOLLOWS = {
+CONFIGS = {
+    "qwen3": Qwen3Config,
+    "qwen2": Qwen2Config,
+    "llama": LlamaConfig,
+    "steady": Qwen3Config,
+}
+# Marker: how many letters it follows, or the marker that it follows.
+FOLLOWS: dict[str, int | str] = {
     "<|block_start|>": 5,
     "<|block_end|>": 9,
     "<|summary_end|>": 10,
-    "<|summary_start|>": 0,
+    "<|summary_start|>": "<|block_end|>",
 }
+# One block after the other, well formed: caps end mementos and most blocks.
+STEADY = FOLLOWS | {"<|block_start|>": "<|summary_end|>", "<|block_end|>": 1, "<|summary_end|>": 0}
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -93,13 +100,13 @@ def build_model(folder: Path, family: str = "qwen3", seed: int = 0, head_dim: in
                 parameter[: len(FOLLOWS)] = 0.0
         model.get_input_embeddings().weight.normal_(0.0, 1.0)
         model.get_output_embeddings().weight.normal_(0.0, 1.0)
-        _rig(model)
+        _rig(model, STEADY if family == "steady" else FOLLOWS)
     model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _rig(model: torch.nn.Module) -> None:
+def _rig(model: torch.nn.Module, follows: dict[str, int | str]) -> None:
     ids = {token: i for i, token in enumerate(VOCABULARY)}
     head = model.get_output_embeddings().weight
     embeddings = model.get_input_embeddings().weight
@@ -107,7 +114,7 @@ def _rig(model: torch.nn.Module) -> None:
     embeddings[:, : len(FOLLOWS)] = 0.0
     head[:, : len(FOLLOWS)] = 0.0
     letters = (torch.randperm(len(LETTERS) - 2) + len(SPECIALS)).tolist()
-    for dimension, (marker, count) in enumerate(FOLLOWS.items()):
-        before = [letters.pop() for _ in range(count)] or [ids["<|block_end|>"]]
-        embeddings[before, dimension] = 6.0
+    for dimension, (marker, before) in enumerate(follows.items()):
+        found = [ids[before]] if isinstance(before, str) else [letters.pop() for _ in range(before)]
+        embeddings[found, dimension] = 6.0
         head[ids[marker], dimension] = 100.0

@@ -21,6 +21,7 @@ RUNTIME = {
     "memento_sgl/radix.py",
     "memento_sgl/radix_tree.py",
     "memento_sgl/reasoning.py",
+    "memento_sgl/reservation.py",
     "memento_sgl/serving.py",
     "memento_sgl/launch.py",
 }

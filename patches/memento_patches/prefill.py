@@ -11,9 +11,74 @@ from typing import Any
 
 from memento_sgl import runtime
 from memento_sgl.eviction import evict_prefix, rows_to_next_point
+from memento_sgl.limits import too_long_message
+from memento_sgl.reservation import (
+    give_up,
+    newcomer,
+    stock_reservation,
+    survey,
+    unfinished,
+    without_simulation,
+)
+
+
+def after_adder_init(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
+    state = runtime.current()
+    if state.config.foresee_evictions:
+        survey(state, adder)
 
 
 def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
+    state = runtime.current()
+    if state.forecast is None:
+        return _add_next_segment(original, adder, req)
+    # Its whole prompt was reserved when it came in: no budget but the memory there is.
+    adder.rem_total_token_offset = 0
+    rest = _add_next_segment(original, adder, req)
+    state.forecast.add(newcomer(state, req, adder.page_size))
+    adder.rem_total_token_offset = state.forecast.peak
+    return rest
+
+
+def around_add_one_req(
+    original: Callable[..., Any],
+    adder: Any,
+    req: Any,
+    has_chunked_req: bool,
+    truncation_align_size: int | None,
+) -> Any:
+    from sglang.srt.managers.schedule_policy import AddReqResult
+
+    state = runtime.current()
+    arguments = (original, adder, req, has_chunked_req, truncation_align_size)
+    if state.forecast is None:
+        return _add_first_segment(*arguments)
+    if adder.preempt_list:
+        survey(state, adder)
+    entrant = newcomer(state, req, adder.page_size)
+    alone = not (has_chunked_req or adder.can_run_list or unfinished(adder))
+    reserved: float = entrant.peak_need
+    if not alone:
+        reserved = state.forecast.peak_with(entrant) - state.forecast.peak
+    before, added = adder.rem_total_token_offset, len(adder.can_run_list)
+    # SGLang checks its own figure: make up for the difference meanwhile.
+    adder.rem_total_token_offset += reserved - stock_reservation(adder, req)
+    with without_simulation(req):
+        outcome = _add_first_segment(*arguments)
+    adder.rem_total_token_offset = before
+    if len(adder.can_run_list) > added:
+        state.resumptions += req.retracted_stain and len(req.prefix_indices) > 0
+        state.forecast.add(entrant)
+        adder.rem_total_token_offset = state.forecast.peak
+        return adder.budget_state()
+    if alone and outcome is AddReqResult.NO_TOKEN:
+        give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
+        state.waiting.remove(req)
+        return AddReqResult.OTHER  # not the batch is full
+    return outcome
+
+
+def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any:
     allocator, tree = adder.token_to_kv_pool_allocator, adder.tree_cache
     evict_prefix(runtime.current(), req, allocator, tree)
     limit = rows_to_next_point(req)
@@ -21,12 +86,12 @@ def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -
         return original(adder, req)
     budget = adder.rem_chunk_tokens
     adder.rem_chunk_tokens = min(budget, limit)
-    unfinished = original(adder, req)
+    rest = original(adder, req)
     adder.rem_chunk_tokens = budget - req.extend_range.length
-    return unfinished
+    return rest
 
 
-def around_add_one_req(
+def _add_first_segment(
     original: Callable[..., Any],
     adder: Any,
     req: Any,

@@ -35,6 +35,8 @@ def before_decode(scheduler: Any, batch: Any) -> None:
     state = runtime.current()
     if state.due:
         evict_running(state, batch)
+        if state.config.foresee_evictions:
+            batch.batch_is_full = False  # slots are free, and a block more is known
     state.reread.clear()
     if state.replaying:
         state.feed_replays(batch)

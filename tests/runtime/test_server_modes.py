@@ -93,7 +93,14 @@ def test_restart_mode_without_overlap_in_a_pool_too_small(serve: Callable[..., S
 
 
 def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
-    server = serve("pool", "qwen3", "--schedule-conservativeness", "0.01", pool=600)
+    server = serve(
+        "pool",
+        "qwen3",
+        "--schedule-conservativeness",
+        "0.01",
+        pool=600,
+        foresee_evictions=False,
+    )
     # Two of these fill the pool, and eight are let in. With ignore_eos SGLang would reserve the
     # worst case and never retract.
     jobs = [(ids, 300, options) for ids, _, options in random_jobs(12, 51)]
@@ -104,3 +111,7 @@ def test_overlap_in_a_pool_too_small(serve: Callable[..., Served]) -> None:
         assert server.verify_all(jobs, answers) > 5
     assert found > 0
     server.assert_all_slots_free()
+    # Nothing is foreseen: the pool limits the length, as in SGLang.
+    answer = server.generate(jobs[0][0], 2000)
+    assert answer["meta_info"]["completion_tokens"] == 600 - len(jobs[0][0]) - 2
+    server.verify(jobs[0][0], answer)

@@ -1,0 +1,52 @@
+"""Seam: how long a request may get. Tokens are limited by the model, rows by the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from memento_sgl import runtime
+from memento_sgl.limits import outgrown_message, too_long_message
+from memento_sgl.reservation import give_up
+
+
+def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
+    """SGLang clips a request's length to the context and to the pool; here to the context only."""
+    if not runtime.current().lengthens(req):
+        return original(scheduler, req)
+    limits = scheduler.max_req_len, scheduler.max_total_num_tokens
+    context = scheduler.model_config.context_len
+    scheduler.max_req_len, scheduler.max_total_num_tokens = context - 1, 2 * context
+    try:
+        original(scheduler, req)
+    finally:
+        scheduler.max_req_len, scheduler.max_total_num_tokens = limits
+
+
+def around_validate_input_length(
+    original: Callable[..., str | None], req: Any, max_req_input_len: int, allow_auto_truncate: bool
+) -> str | None:
+    """A prompt whose finished blocks make it fit is accepted."""
+    state = runtime.current()
+    if not state.lengthens(req):
+        return original(req, max_req_input_len, allow_auto_truncate)
+    length = len(req.origin_input_ids)
+    error = original(req, state.longest_prompt, allow_auto_truncate)
+    if len(req.origin_input_ids) < length:
+        req.memento = state.new_request(req)
+    if error is None and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.pool_size:
+        error = too_long_message(req.memento, (), state.pool_size)
+    return error
+
+
+def after_retract_decode(
+    result: tuple[list[Any], float, list[Any]], _batch: Any, _server_args: Any
+) -> tuple[list[Any], float, list[Any]] | None:
+    """The last request of a batch has outgrown the pool: it ends, and what it wrote goes out."""
+    state = runtime.current()
+    retracted, ratio, ended = result
+    if not (ended and state.config.foresee_evictions):
+        return None
+    for req in ended:
+        give_up(state, req, outgrown_message(req.memento, req.output_ids, state.pool_size))
+    return retracted, ratio, []

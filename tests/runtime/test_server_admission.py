@@ -1,0 +1,105 @@
+"""More tokens than the pool holds, and more requests than SGLang would let in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from conftest import Job, Served, random_jobs, request_body
+
+pytestmark = pytest.mark.server
+
+POOL = 600
+LATE = {"keep_last_n_blocks": 50}  # evicts, but too late for this pool
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Served]) -> Served:
+    return serve(
+        "steady",
+        "steady",
+        "--schedule-conservativeness",
+        "0.01",
+        pool=POOL,
+        max_block_tokens=40,
+        max_summary_tokens=6,
+    )
+
+
+def jobs(server: Served, count: int, tokens: int, **options: Any) -> list[Job]:
+    """Prompts behind which the model writes one block after the other."""
+    return [
+        ([*ids, server.markers.summary_end], tokens, options)
+        for ids, _, _ in random_jobs(count, seed=71)
+    ]
+
+
+def most_running(server: Served, work: list[Job]) -> tuple[int, list[dict[str, Any]]]:
+    """Answers to requests sent at once, and the most that were seen running together."""
+    most = 0
+    with ThreadPoolExecutor(1) as background:
+        answers = background.submit(server.generate_many, work, len(work))
+        while not answers.done():
+            (load,) = httpx.get(f"{server.url}/get_load", timeout=60).json()
+            most = max(most, load["num_reqs"] - load["num_waiting_reqs"])
+            time.sleep(0.05)
+    return most, answers.result()
+
+
+def test_an_output_three_times_the_pool(server: Served) -> None:
+    ((ids, tokens, _),) = jobs(server, 1, 3 * POOL)
+    answer = server.generate(ids, tokens)
+    assert answer["meta_info"]["completion_tokens"] == tokens
+    assert server.verify(ids, answer) > 30
+    server.assert_all_slots_free()
+
+
+def test_a_prompt_longer_than_the_pool_whose_blocks_make_it_fit(server: Served) -> None:
+    ((ids, tokens, _),) = jobs(server, 1, 2 * POOL)
+    prompt = ids + server.generate(ids, tokens)["output_ids"]
+    options = {"assistant_start": len(ids)}
+    httpx.post(f"{server.url}/flush_cache", timeout=60)
+    answer = server.generate(prompt, 50, **options)
+    assert server.verify(prompt, answer, **options) > 20
+    for refused, reason in ((LATE, "do not fit"), ({"enable": False}, "maximum allowed length")):
+        response = server.post("/generate", **request_body(prompt, 50, **options, **refused))
+        assert response.status_code == 400
+        assert reason in response.text
+    server.assert_all_slots_free()
+
+
+def test_a_request_that_outgrows_the_pool_ends_alone(server: Served) -> None:
+    others = jobs(server, 4, 200)
+    big = [(others[0][0][::-1], 3 * POOL, LATE)]
+    answer, *answers = server.generate_many(big + others, concurrency=5)
+    reason = answer["meta_info"]["finish_reason"]
+    assert reason["type"] == "abort"
+    assert "out of KV memory" in reason["message"]
+    assert "--max-total-tokens" in reason["message"]
+    assert answer["meta_info"]["memento"].pop("error") == reason["message"]
+    assert POOL - len(big[0][0]) - 2 <= len(answer["output_ids"]) <= POOL
+    server.verify(big[0][0], answer, **LATE)
+    assert all(len(a["output_ids"]) == 200 for a in answers)
+    assert server.verify_all(others, answers) > 8
+    server.assert_all_slots_free()
+
+
+def test_more_requests_run_than_their_tokens_would_allow(server: Served) -> None:
+    work = jobs(server, 12, 300)  # two of these would fill the pool
+    most, answers = most_running(server, work)
+    assert most >= 4
+    assert server.verify_all(work, answers) > 40
+    server.assert_all_slots_free()
+
+
+def test_exact_when_the_forecast_is_wrong(server: Served) -> None:
+    """Nobody knows where these end, and the server is told to expect next to nothing."""
+    work = jobs(server, 10, 900)
+    answers = server.generate_many(work, concurrency=10, ignore_eos=False)
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+    assert server.verify_all(work, answers) > 80
+    server.assert_all_slots_free()
