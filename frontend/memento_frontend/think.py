@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from enum import IntEnum
 
@@ -64,17 +66,31 @@ def follow(question: Question, builder: ReasoningBuilder, view: View) -> None:
     try:
         with closing(client.stream()) as chunks:
             for chunk in chunks:
-                events = parser.feed(chunk)
-                gauge.count(parser.prompt_tokens, parser.output_tokens)
-                for event in events:
-                    builder.add(event)
-                    gauge.add(event)
-                    view.add(event, gauge)
+                with _interrupted_after():
+                    events = parser.feed(chunk)
+                    gauge.count(parser.prompt_tokens, parser.output_tokens)
+                    for event in events:
+                        builder.add(event)
+                        gauge.add(event)
+                        view.add(event, gauge)
     finally:
         for event in parser.finish():
             builder.add(event)
             gauge.add(event)
             view.add(event, gauge)
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Ctrl-C takes effect when the block is done: nothing that came is lost halfway."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def request_config(server: MementoConfig | None, question: Question) -> MementoConfig | None:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from memento_frontend import events as e
 from memento_frontend.collect import collect
@@ -82,6 +82,7 @@ def parsed(
     return found + parser.end()
 
 
+@settings(deadline=None)
 @given(pieces, st.lists(st.integers(0, 300)), configs, st.booleans())
 def test_any_chunking_gives_the_same_events(
     parts: list[str], cuts: list[int], config: MementoConfig, in_thought: bool
@@ -93,6 +94,7 @@ def test_any_chunking_gives_the_same_events(
         assert merged(parsed(chunks, config, in_thought=in_thought)) == merged(whole)
 
 
+@settings(deadline=None)
 @given(pieces, configs)
 def test_the_rule_agrees(parts: list[str], config: MementoConfig) -> None:
     machine = machine_of(parts, config)
@@ -143,6 +145,7 @@ def native(
         before = place
 
 
+@settings(deadline=None)
 @given(pieces, st.lists(st.integers(0, 40)), configs, st.booleans())
 def test_native_streams(
     parts: list[str], cuts: list[int], config: MementoConfig, incremental: bool
@@ -230,6 +233,7 @@ def test_what_becomes_of_a_text(text: str, blocks: int, unfinished: str, answer:
         assert found == (blocks, unfinished, answer)
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(PROBLEM.output)))
 def test_truncated_anywhere(length: int) -> None:
     text = PROBLEM.output[:length]
