@@ -132,13 +132,19 @@ def need(state: Emit, token: int, markers: MarkerIds, structure: Structure) -> N
 
 
 def situation(machine: BlockMachine, index: int, config: MementoConfig) -> Situation:
-    """Where a request stands before the token at logical `index`."""
+    """Where a request stands before the token at logical `index`.
+
+    With strict emission an answer goes on behind the end of its turn (`ignore_eos`); a prompt that
+    ends outside of an assistant turn is refused before it gets here.
+    """
     state, held = machine.state_before(index), machine.held(index)
-    if config.emission != "strict" or state in (State.NO_SECTION, State.ROLE):
+    if config.emission != "strict":
         return Situation(Emit(state), held, 0)
     blocks = len(machine.blocks) - machine.blocks_before
     if machine.phase is Phase.ANSWER:
         return Situation(Emit.ANSWER, held, blocks)
+    if state in (State.NO_SECTION, State.ROLE):
+        return Situation(Emit(state), held, 0)
     inside = {
         State.BLOCK: Emit.BLOCK,
         State.CLOSED: Emit.CLOSED,

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from memento_sgl.automaton import EmissionAutomaton
@@ -52,6 +52,15 @@ def state_of(prompt: list[int], options: dict[str, object]) -> RequestState:
     return RequestState(prompt, PLAIN, MARKERS, RequestOptions.parse(options))
 
 
+def takes(prompt: list[int], options: dict[str, object]) -> bool:
+    """Whether the server takes this prompt."""
+    try:
+        check_options({"memento": options}, prompt, Settings(PLAIN, MARKERS, STRUCTURE))
+    except RequestError:
+        return False
+    return True
+
+
 def new_automaton() -> EmissionAutomaton:
     return EmissionAutomaton(8, VOCABULARY, MARKERS, STRUCTURE, "cpu")
 
@@ -69,10 +78,14 @@ def spell(tokens: list[int]) -> str:
     mode=st.sampled_from(MODES),
     reload=st.integers(0, 50),
 )
+@example(
+    prompt=[*TURN, 8, 9], ranking=[[*range(6), 13, *range(7, 13), 6]] * 3, mode=MODES[2], reload=2
+)
 def test_the_device_follows_the_table(
     prompt: list[int], ranking: list[list[int]], mode: dict[str, object], reload: int
 ) -> None:
     state, automaton = state_of(prompt, mode), new_automaton()
+    assume(takes(prompt, mode))
     automaton.load([SLOT], [state])
     slots = torch.tensor([SLOT])
     special = special_tokens(MARKERS, STRUCTURE)
