@@ -18,7 +18,7 @@ from memento_sgl.text_tokens import TextTokenizer
 from memento_sgl.traces import Trace
 
 UNKNOWN = -1
-"""Id of a prompt token of which a file only has the number."""
+"""Id of a token of which a file only has the number."""
 
 
 class Tokens(NamedTuple):
@@ -53,13 +53,14 @@ class Replayer:
             DataError: no token at all, or, for `pieces`, one that the tokenizer does not have.
         """
         start = trace.assistant_start
-        if isinstance(trace.prompt, int):
-            head: tuple[list[int], list[str]] = [UNKNOWN] * trace.prompt, [""] * trace.prompt
-            start = trace.prompt if start is None else start
-        else:
-            head = self._tokens(trace.prompt or [], pieces)
+        if isinstance(trace.prompt, int) and start is None:
+            start = trace.prompt
+        head = self._tokens([] if trace.prompt is None else trace.prompt, pieces)
         tail = self._tokens(trace.output, pieces)
         ids = head[0] + tail[0]
+        for block in trace.blocks:
+            for index, marker in zip(block, self.markers[:4], strict=True):
+                ids[index] = marker
         if not ids:
             raise DataError("no tokens")
         size = self._prompt_len(ids) if trace.prompt is None else len(head[0])
@@ -73,7 +74,9 @@ class Replayer:
         ids, size = tokens.ids, tokens.prompt_len
         return replay(ids, size, self.markers, config, assistant_start=tokens.assistant_start)
 
-    def _tokens(self, part: str | Sequence[int], pieces: bool) -> tuple[list[int], list[str]]:
+    def _tokens(self, part: str | Sequence[int] | int, pieces: bool) -> tuple[list[int], list[str]]:
+        if isinstance(part, int):
+            return [UNKNOWN] * part, [""] * part
         if isinstance(part, str):
             return self.tokenizer.split(part)
         ids = list(part)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment
 
 from memento_sgl.errors import DataError
-from memento_sgl.machine import Eviction
+from memento_sgl.machine import Block, Eviction
 from memento_sgl.rollout import RolloutRecord
 from memento_sgl.templates import template
 
@@ -28,20 +28,22 @@ class Trace:
         name: id or place in a file.
         prompt: text, token ids, or the number of tokens where the file has no more than that;
             None: the beginning of `output`, up to where the last assistant turn starts.
-        output: text or token ids.
+        output: text or token ids; the number of tokens where the file has no more than that.
         evictions: those that happened, where the file has them.
         accounting: the server's record, where the file has it.
         assistant_start: see `RequestOptions`.
         length: logical tokens of prompt and output as the server counted them.
+        blocks: all complete blocks, where the file has no tokens to find them in.
     """
 
     name: str
     prompt: str | Sequence[int] | int | None
-    output: str | Sequence[int]
+    output: str | Sequence[int] | int
     evictions: tuple[Eviction, ...] | None = None
     accounting: Mapping[str, Any] | None = None
     assistant_start: int | None = None
     length: int | None = None
+    blocks: tuple[Block, ...] = ()
 
 
 class Format(NamedTuple):
@@ -85,6 +87,27 @@ def _rollout(row: Mapping[str, Any], name: str) -> list[Trace]:
             record.output_ids,
             record.machine_evictions,
             assistant_start=record.assistant_start,
+        )
+    ]
+
+
+def _request_trace(row: Mapping[str, Any], name: str) -> list[Trace]:
+    """A trace file of the server (docs/traces.md): sizes and spans, neither text nor ids."""
+    for part in ("blocks", "evictions"):
+        if row["every"][part] != 1:
+            raise DataError(f"it lists only every {row['every'][part]}th of its {part}")
+    tokens = row["tokens"]
+    blocks = tuple(Block(*(block[n] for n in Block._fields)) for block in row["blocks"])
+    evictions = tuple(Eviction(*(e[n] for n in Eviction._fields)) for e in row["evictions"])
+    return [
+        Trace(
+            name,
+            tokens["prompt"],
+            tokens["output"],
+            evictions,
+            row["accounting"],
+            assistant_start=0,  # the file lists only blocks that count
+            blocks=blocks,
         )
     ]
 
@@ -166,6 +189,7 @@ def _chat_text(row: Mapping[str, Any], name: str) -> list[Trace]:
 
 FORMATS = (
     Format("rollout record", frozenset({"format", "prompt_ids", "output_ids"}), _rollout),
+    Format("trace file", frozenset({"format", "every", "tokens", "blocks"}), _request_trace),
     Format("/generate answer", frozenset({"meta_info"}), _generated),
     Format("OpenAI answer", frozenset({"choices", "usage"}), _openai),
     Format("memento think answer", frozenset({"blocks", "answer", "accounting"}), _reasoning),

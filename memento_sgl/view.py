@@ -166,7 +166,9 @@ def _utf16(text: str) -> int:
 
 def _notes(trace: Trace, length: int) -> list[str]:
     notes = []
-    if isinstance(trace.prompt, int) and trace.prompt:
+    if isinstance(trace.output, int):
+        notes.append("The file holds no text.")
+    elif isinstance(trace.prompt, int) and trace.prompt:
         notes.append(f"The file does not hold the prompt of {trace.prompt:,} tokens.")
     # A server does not give the text of the token that ended the turn.
     if trace.length is not None and trace.length not in (length, length + 1):

@@ -20,7 +20,7 @@ from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import Problem, held_out
 from memento_sgl.errors import DataError
 from memento_sgl.rollout import RolloutRecord
-from memento_sgl.simulate import Replayer
+from memento_sgl.simulate import Replayer, simulate
 from memento_sgl.text_tokens import TextTokenizer
 from memento_sgl.traces import END_OF_TURN, Trace, traces_of
 from memento_sgl.view import Page, drawn
@@ -164,6 +164,36 @@ def test_answers_of_think_and_batch(replayer: Replayer) -> None:
         traces_of(asdict(thought), "t")
     with pytest.raises(DataError, match="it failed: timeout"):
         traces_of(result | {"attempts": [], "error": "timeout"}, "t")
+
+
+def test_trace_files_of_the_server(replayer: Replayer) -> None:
+    (trace,) = traces_of(row(PROBLEM), "t")
+    tokens = replayer.tokens(trace)
+    machine = replayer.machine(tokens)
+    length, size = len(tokens.ids), tokens.prompt_len
+    record = account(machine, size, length).as_dict()
+    times = {"time": 0.5, "rows_before": 9, "rows_after": 3}
+    saved = {
+        "format": "memento-trace-1",
+        "id": "t",
+        "tokens": {"prompt": size, "cached": 0, "output": length - size},
+        "accounting": {name: value for name, value in record.items() if isinstance(value, int)},
+        "blocks": [block._asdict() | {"opened": 0.1} for block in machine.blocks],
+        "evictions": [e._asdict() | times for e in machine.evictions if e.point < length - 1],
+        "every": {"blocks": 1, "evictions": 1, "events": 1, "kv": 3},
+    }
+    found, expected = drawing(replayer, saved), drawing(replayer, row(PROBLEM))
+    ignored = {"text", "sizes", "notes", "name", "parts"}
+    assert {k: v for k, v in found.items() if k not in ignored} == {
+        k: v for k, v in expected.items() if k not in ignored
+    }
+    assert [part[3:] for part in found["parts"]] == [part[3:] for part in expected["parts"]]
+    assert found["notes"] == ["The file holds no text."]
+    for keep_last in (0, 2, -1):
+        again = simulate(replayer, replayer.tokens(traces_of(saved, "t")[0]), keep_last)
+        assert again == simulate(replayer, tokens, keep_last)
+    with pytest.raises(DataError, match="only every 3th of its blocks"):
+        traces_of(saved | {"every": {"blocks": 3, "evictions": 1}}, "t")
 
 
 def test_openai_answers(replayer: Replayer) -> None:
