@@ -34,7 +34,7 @@ def server(serve: Callable[..., Served]) -> Served:
     ("number", "said"),
     [
         (0, "['a=12', 'b=22'] The total is 22."),
-        (1, "a=12 b=22 The total is 22."),
+        (1, "a=12\nb=22\nThe total is 22."),
         (2, "BatchSummary(total=2, earlier=0, answered=2, failed=0)"),
         (3, "b=22<|summary_end|> </think>"),
     ],
