@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[2]
 PROBLEM = held_out(1, sizes=[6])[0]
 MEMENTOS = re.findall(r"<\|summary_start\|>(.*?)<\|summary_end\|>", PROBLEM.output)
 THINK = [sys.executable, "-m", "memento_sgl.cli", "think"]
+SHOWN = {"custom_params": {"memento": {"show_markers": True}}}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def client(server: Served) -> openai.OpenAI:
 
 
 def chat(client: openai.OpenAI, **options: Any) -> Any:
+    options = {"extra_body": SHOWN} | options
     return client.chat.completions.create(
         model="demo",
         messages=PROBLEM.messages,
@@ -77,8 +79,9 @@ def check(reasoning: Reasoning) -> None:
     assert record["peak_kv_tokens_without"] == total - 1
 
 
-def test_chat_stream(client: openai.OpenAI) -> None:
-    found = list(read(chat(client), OpenAIParser()))
+@pytest.mark.parametrize("body", [SHOWN, {"separate_reasoning": False}], ids=["shown", "raw"])
+def test_chat_stream(client: openai.OpenAI, body: dict[str, Any]) -> None:
+    found = list(read(chat(client, extra_body=body), OpenAIParser()))
     reasoning = collect(found)
     check(reasoning)
     gone = [event for event in found if isinstance(event, e.BlockEvicted)]

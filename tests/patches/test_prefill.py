@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_patches.prefill import around_add_one_req
+from memento_patches.prefill import _add_first_segment
 from sglang.srt.managers.schedule_policy import AddReqResult
 
 
@@ -25,7 +25,7 @@ def test_a_plain_prompt_joins_a_prefill_only_whole(length: int, joins: bool) -> 
         prefix_indices=[],
     )
     added = []
-    outcome = around_add_one_req(lambda *args: added.append(args), adder, req, True, None)
+    outcome = _add_first_segment(lambda *args: added.append(args), adder, req, True, None)
     assert bool(added) is joins
     assert joins or outcome is AddReqResult.OTHER
 
@@ -56,7 +56,7 @@ def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
             adder.can_run_list.append(req)
         return AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN
 
-    outcome = around_add_one_req(original, adder, req, False, None)
+    outcome = _add_first_segment(original, adder, req, False, None)
     assert outcome is (AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN)
     assert adder.page_size == 16
     assert adder.rem_chunk_tokens == 48 - 21 * fits
