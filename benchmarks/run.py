@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import convert, segment, serve, split
+from benchmarks import convert, eviction, segment, serve, split
 
 if __name__ == "__main__":
-    for module in (split, segment, convert, serve):
+    for module in (split, segment, convert, eviction, serve):
         print(f"\n== {module.__name__}")
         module.main()
