@@ -1,8 +1,8 @@
 """What one eviction costs: `python -m benchmarks.eviction`.
 
 Edits rows of SGLang's own tables, as a decode step does, for different tails (the memento behind
-the block), rows and batches. No KV is there at all: slot ids move. `KV bytes` is what a runtime that
-moves KV instead of slot ids copies for an 8B model. Takes the GPU where there is one.
+the block), rows and batches. There is no KV at all here: slot ids move. `KV bytes` is what a
+runtime that moves KV instead copies for an 8B model. Takes the GPU where there is one.
 """
 
 from __future__ import annotations

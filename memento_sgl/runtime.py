@@ -40,8 +40,6 @@ class Runtime:
         rhythm: what finished blocks were like, for admission.
         forecast: what running and admitted requests will hold, while a prefill batch is put
             together; None when SGLang's own reservation counts.
-        retractions, resumptions: requests that lost their row, and of these the ones that found
-            some of it in the radix tree again.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -56,8 +54,6 @@ class Runtime:
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
         self.forecast: Forecast | None = None
-        self.retractions = 0
-        self.resumptions = 0
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 

@@ -67,7 +67,6 @@ def around_add_one_req(
         outcome = _add_first_segment(*arguments)
     adder.rem_total_token_offset = before
     if len(adder.can_run_list) > added:
-        state.resumptions += req.retracted_stain and len(req.prefix_indices) > 0
         state.forecast.add(entrant)
         adder.rem_total_token_offset = state.forecast.peak
         return adder.budget_state()

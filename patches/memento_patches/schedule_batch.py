@@ -31,9 +31,7 @@ def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
 
 
 def after_reset_for_retract(_result: None, req: Any) -> None:
-    state = runtime.current()
-    state.retractions += 1
-    state.forget(req)
+    runtime.current().forget(req)
     # Upstream appends to the fill ids where it can; visible ones are no base for that.
     req.full_untruncated_fill_ids = array("q")
 
