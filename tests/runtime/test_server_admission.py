@@ -89,10 +89,11 @@ def test_a_request_that_outgrows_the_pool_ends_alone(server: Served) -> None:
 
 
 def test_more_requests_run_than_their_tokens_would_allow(server: Served) -> None:
-    work = jobs(server, 12, 300)  # two of these would fill the pool
+    # One of these would nearly fill the pool. SGLang lets a second in only while the first is tiny.
+    work = jobs(server, 10, 540, max_summary_tokens=2)
     most, answers = most_running(server, work)
-    assert most >= 4
-    assert server.verify_all(work, answers) > 40
+    assert most >= 3
+    assert server.verify_all(work, answers) > 80
     server.assert_all_slots_free()
 
 
