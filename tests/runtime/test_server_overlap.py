@@ -85,12 +85,14 @@ def test_a_step_done_again_counts_once_for_penalties(server: Served) -> None:
 
     from memento_sgl.reference import masked_logits
 
-    penalty = 3.0
+    penalty = 1.7
     seen = 0
     for ids, _, _ in random_jobs(4, seed=73):
         body = request_body(ids, 150)
         body["sampling_params"]["frequency_penalty"] = penalty
-        output = server.post("/generate", **body).json()["output_ids"]
+        response = server.post("/generate", **body)
+        assert response.status_code == 200, response.text
+        output = response.json()["output_ids"]
         evictions = server.machine(ids, output).evictions
         seen += len(evictions)
         logits = masked_logits(server.model, ids + output, evictions)[len(ids) - 1 : -1]
