@@ -34,9 +34,10 @@ check: setup  ## formatting, lint, types
 bench: setup  ## CPU benchmarks, ratios side by side
 	$(BIN)/python -m benchmarks.run
 
-bench-gpu: setup  ## the serving benchmark on this machine's GPU
+bench-gpu: setup  ## GPU tests and benchmarks; GPU_FLAGS=... are SGLang flags for all servers
 	$(BIN)/python -m pytest tests/gpu
-	$(BIN)/python -m benchmarks.serve
+	$(BIN)/python -m benchmarks.eviction
+	$(BIN)/python -m benchmarks.serve --size gpu --model qwen3-8b -- $(GPU_FLAGS)
 
 demo-model: setup  ## train the embedded model again (2 cores, half an hour)
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.train

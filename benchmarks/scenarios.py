@@ -20,7 +20,7 @@ class Variant(NamedTuple):
     extra: dict[str, Any] | None = None
 
     def jobs(self, jobs: list[Job]) -> list[Job]:
-        if self.server == "stock":
+        if self.server.startswith("stock"):
             return jobs
         extra = self.extra or {}
         return [j._replace(options=(j.options if self.keep else {}) | extra) for j in jobs]
@@ -28,6 +28,8 @@ class Variant(NamedTuple):
 
 NEVER = {"keep_last_n_blocks": -1}
 STOCK = Variant("stock", "stock")
+# Without prefix caching SGLang draws `ignore_eos` requests ahead exactly and never over-admits.
+STOCK_EXACT = Variant("stock, exact admission", "stock-exact")
 MEMENTO = Variant("memento", "memento")
 KEEPING = Variant("memento, no eviction", "memento", extra=NEVER)
 FREE = Variant("memento, free, no eviction", "memento", keep=False, extra=NEVER)
@@ -49,19 +51,32 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; `scale` multiplies the lengths of the paper."""
+    """How much of everything; `scale` multiplies the lengths of the paper.
+
+    Attributes:
+        requests: in a pool that is too small.
+        roomy: requests in a pool that is large enough.
+        prompts: with 8 samples each.
+        crowd_tokens: logical tokens of all requests together while concurrency is varied.
+        lengths: logical tokens of one request while those are varied.
+    """
 
     scale: float
     requests: int
+    roomy: int
     prompts: int
     plain_tokens: int
-    concurrencies: tuple[int, ...]
+    crowds: tuple[int, ...]
+    crowd_tokens: int
+    lengths: tuple[int, ...]
 
 
 SIZES = {
-    "cpu": Size(0.1, 48, 6, 300, (1, 4, 16, 64)),
-    "gpu": Size(1.0, 240, 30, 2000, (1, 4, 16, 64, 256)),
+    "cpu": Size(0.1, 48, 16, 6, 300, (1, 4, 16, 64, 256), 40_000, (400, 1_600, 6_400)),
+    "gpu": Size(1.0, 40, 5, 5, 2000, (1, 4, 16, 64, 256), 100_000, (4_000, 12_000, 36_000)),
 }
+PAPER_TOKENS = 13_000
+"""About how many logical tokens a request has at scale 1."""
 
 
 def logical(jobs: list[Job]) -> int:
@@ -70,43 +85,60 @@ def logical(jobs: list[Job]) -> int:
 
 
 def small_pool(size: Size) -> list[Scenario]:
-    """Traffic that needs far more than the pool; all of it on one pair of servers."""
+    """Traffic that needs far more than the pool; all of it on the same servers."""
     jobs = reasoning(size.requests, size.scale, seed=1)
     pool = logical(jobs) // 5
     several = reasoning(size.prompts, size.scale, seed=2, samples=8, prompt=800)
-    long = with_blocks(reasoning(1, size.scale, seed=5), tokens=3 * pool)
+    three = (STOCK, STOCK_EXACT, MEMENTO)
+    what = "pool a fifth of what all requests need"
     return [
-        Scenario("pressured", "pool a fifth of what all requests need", jobs, pool, len(jobs)),
+        Scenario("pressured", what, jobs, pool, len(jobs), three),
         Scenario("many samples", "8 samples of each prompt", several, pool, len(several)),
-        Scenario("long", "one request three times as long as the pool", long, pool, 1, rounds=1),
     ]
+
+
+def longer(size: Size) -> list[Scenario]:
+    """A request that stock SGLang clips."""
+    jobs = with_blocks(reasoning(1, size.scale / 2, seed=5), tokens=max(size.lengths))
+    pool = max(size.lengths) // 3
+    what = "one request three times as long as the pool"
+    return [Scenario("long", what, jobs, pool, 1, rounds=1)]
 
 
 def large_pool(size: Size) -> list[Scenario]:
     """Traffic that never fills the pool: what memento costs, and what shorter attention gains."""
-    jobs = reasoning(size.requests // 3, size.scale, seed=3)
+    jobs = reasoning(size.roomy, size.scale, seed=3)
     words = plain(size.requests, size.plain_tokens, seed=4)
-    crowds = [reasoning(count, size.scale / 4, seed=6) for count in size.concurrencies]
-    lengths = [
-        with_blocks(reasoning(8, size.scale / 2, seed=7), tokens=round(size.scale * tokens))
-        for tokens in (4_000, 12_000, 36_000)
+    crowds = [
+        reasoning(count, min(size.scale, size.crowd_tokens / count / PAPER_TOKENS), seed=6)
+        for count in size.crowds
     ]
-    pool = 2 * max(map(logical, (jobs, words, *crowds, *lengths)))
+    lengths = [
+        with_blocks(reasoning(2, size.scale / 2, seed=7), tokens=tokens) for tokens in size.lengths
+    ]
+    pool = max(map(logical, (jobs, words, *crowds, *lengths)))
+    pool += pool // 4
     three = (STOCK, MEMENTO, KEEPING)
     return [
         Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three),
         Scenario("no markers", "plain text, memento enabled", words, pool, 8),
         Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING)),
-        Scenario("observed", "what it costs", jobs, pool, 8, (MEMENTO, OBSERVED)),
         *(
             Scenario(f"{len(crowd)} at a time", "short requests", crowd, pool, len(crowd), rounds=1)
             for crowd in crowds
         ),
         *(
-            Scenario(f"{some[0].tokens} tokens", "8 at a time", some, pool, 8, rounds=1)
+            Scenario(f"{some[0].tokens} tokens", "2 at a time", some, pool, 2, rounds=1)
             for some in lengths
         ),
     ]
+
+
+def observed(size: Size) -> list[Scenario]:
+    """What metrics and traces cost."""
+    jobs = reasoning(size.roomy, size.scale, seed=3)
+    pool = logical(jobs) * 5 // 4
+    return [Scenario("observed", "what it costs", jobs, pool, 8, (MEMENTO, OBSERVED), rounds=5)]
 
 
 def with_blocks(jobs: list[Job], tokens: int) -> list[Job]:

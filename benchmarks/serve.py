@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.load import Outcome, measure
-from benchmarks.scenarios import SIZES, Scenario, large_pool, small_pool
+from benchmarks.scenarios import SIZES, Scenario, large_pool, longer, observed, small_pool
 from benchmarks.shapes import SHAPES, write_model
 from memento_sgl.demo.server import running_server
 from memento_sgl.environment import has_accelerator
@@ -42,8 +42,12 @@ def commands(model: Path, pool: int, flags: list[str], traces: Path) -> dict[str
     base += [*(() if has_accelerator() else CPU_FLAGS), *COMMON]
     base += ["--max-total-tokens", str(pool), "--max-running-requests", "256", *flags]
     memento = [*base, "--enable-memento"]
-    observed = [*memento, "--enable-metrics", "--memento-trace-dir", str(traces)]
-    return {"stock": base, "memento": memento, "observed": observed}
+    return {
+        "stock": base,
+        "stock-exact": [*base, "--disable-radix-cache"],
+        "memento": memento,
+        "observed": [*memento, "--enable-metrics", "--memento-trace-dir", str(traces)],
+    }
 
 
 def run_group(
@@ -72,7 +76,7 @@ def run_group(
                             folder / f"{variant.server}.log",
                             variant.jobs(scenario.jobs),
                             scenario.concurrency,
-                            memento=variant.server != "stock",
+                            memento=not variant.server.startswith("stock"),
                         )
                     if number:
                         outcomes[variant.name].append(found)
@@ -170,7 +174,8 @@ def main(
     """Measure tokens/s, running requests, retractions, latencies and KV, as ratios."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = {name.strip() for name in only.split(",") if name.strip()}
-    groups = [small_pool(SIZES[size]), large_pool(SIZES[size])]
+    kinds = (small_pool, longer, large_pool, observed)
+    groups = [make(SIZES[size]) for make in kinds]
     known = {scenario.name for group in groups for scenario in group}
     if unknown := wanted - known:
         raise typer.BadParameter(f"no scenario {unknown}; there are: {', '.join(sorted(known))}")
