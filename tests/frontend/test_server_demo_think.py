@@ -59,7 +59,6 @@ def chat(client: openai.OpenAI, **options: Any) -> Any:
         max_tokens=1000,
         stream=True,
         stream_options={"include_usage": True, "continuous_usage_stats": True},
-        extra_body={"separate_reasoning": False},
         **options,
     )
 

@@ -43,7 +43,7 @@ def test_every_per_request_option_in_one_batch(server: Served) -> None:
 
 
 def test_strict_samples_are_well_formed(server: Served) -> None:
-    verify_strict_samples(server, 500, seed=70)
+    verify_strict_samples(server, 700, seed=70)
     server.assert_all_slots_free()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import CHECKS, Served, random_jobs, request_body
+from conftest import CHECKS, STRICT, Served, random_jobs, request_body
 from test_server_modes import RETRACT, retractions, verify_retraction_after_evictions
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -36,7 +36,7 @@ def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served]) -> None
     assert server.verify_many(jobs, concurrency=8) > 5  # warm
     verify_retraction_after_evictions(server, seed=21)
     # Sampling: every rank draws by itself, and all have to draw the same tokens.
-    body = request_body(jobs[0][0], 100)
+    body = request_body(jobs[0][0], 100, **STRICT)
     body["sampling_params"] |= {"temperature": 1.0, "n": 6}
     answers = server.post("/generate", **body).json()
     assert len({tuple(answer["output_ids"]) for answer in answers}) > 1

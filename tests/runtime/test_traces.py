@@ -400,7 +400,7 @@ def test_the_command_lists_and_exports(tmp_path: Path) -> None:
     check_chrome(json.loads(out.read_text()))
     result = runner.invoke(app, ["trace", str(out)])
     assert result.exit_code == 2
-    assert "is no memento trace" in result.output.replace("\n", " ")
+    assert "is no memento trace" in " ".join(result.output.split())
 
 
 def test_the_documented_schema_is_the_models() -> None:
