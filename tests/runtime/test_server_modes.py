@@ -46,7 +46,7 @@ def load_of(server: Served) -> dict[str, Any]:
 def verify_retraction_after_evictions(server: Served, seed: int) -> None:
     """SGLang retracts the request with the shortest output. Beside a long one, that is the same one
     every three steps, before and after each of its evictions."""
-    victims = random_jobs(5, seed)
+    victims = [(ids, 240, options) for ids, _, options in random_jobs(4, seed)]
     beside = (random_jobs(1, seed)[0][0], 1200, {"enable": False})
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(server.generate_many, [beside], 1)
@@ -54,11 +54,12 @@ def verify_retraction_after_evictions(server: Served, seed: int) -> None:
             time.sleep(0.05)
         answers = server.generate_many(victims, concurrency=1)
         long.result()
-    assert any(
-        answer["meta_info"]["num_retractions"] > 10
-        and len(answer["meta_info"]["memento"]["evicted_spans"]) > 1
-        for answer in answers
-    )
+    found = [
+        (a["meta_info"]["num_retractions"], len(a["meta_info"]["memento"]["evicted_spans"]))
+        for a in answers
+    ]
+    print("retractions and evictions:", found)
+    assert any(retracted > 10 and evicted > 1 for retracted, evicted in found), found
     assert server.verify_all(victims, answers) > 3
 
 
