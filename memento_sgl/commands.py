@@ -78,7 +78,7 @@ def _template(choice: str, model: str) -> str | None:
         return str(template_path(choice))
     if choice != "auto":
         if not Path(choice).is_file():
-            console.print(f"[red]no chat template at {escape(choice)}[/]")
+            console.print(f"[red]no chat template at {escape(choice)}[/]", soft_wrap=True)
             raise typer.Exit(2)
         return choice
     folder = Path(model)
@@ -129,7 +129,7 @@ def _check_seams() -> bool:
     except PatchError as error:
         wrong = [str(error)]
     for line in wrong:
-        console.print(f"[red]seam[/]        {escape(line)}")
+        console.print(f"[red]seam[/]        {escape(line)}", soft_wrap=True)
     if not wrong:
         console.print(f"seams       {len(LEDGER)} of {len(LEDGER)} as expected")
     return not wrong

@@ -46,7 +46,7 @@ def trace(
         if chrome is not None:
             _write(chrome, traces)
     except DataError as error:
-        console.print(f"[red]{escape(str(error))}[/]")
+        Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False)
         raise typer.Exit(UNUSABLE) from None
     console.print(_table(traces))
 
@@ -66,7 +66,7 @@ def _write(path: Path, traces: list[RequestTrace]) -> None:
         path.write_text(json.dumps(chrome_trace(traces)), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
-    console.print(f"{len(traces)} request(s) in {escape(str(path))}")
+    console.print(f"{len(traces)} request(s) in {escape(str(path))}", soft_wrap=True)
 
 
 def _table(traces: list[RequestTrace]) -> Table:
