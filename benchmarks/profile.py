@@ -16,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -30,19 +31,11 @@ FRAME = re.compile(r"(?P<function>[^;(]+) \((?P<path>[^;]*?)(?::\d+)?\)$")
 OURS, THEIRS = ("/memento_sgl/", "/memento_patches/"), "/sglang/"
 
 
-def scheduler_of(command_line: str) -> int:
-    """Process id of the one scheduler below the server on this port."""
-    found = subprocess.run(
-        ["pgrep", "-f", command_line], capture_output=True, text=True, check=True
-    ).stdout.split()
-    below = subprocess.run(
-        ["pgrep", "-P", ",".join(found), "-f", "sglang::scheduler"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    (pid,) = below.stdout.split()
-    return int(pid)
+def scheduler() -> int:
+    """Process id of the one scheduler below this process."""
+    below = psutil.Process().children(recursive=True)
+    (found,) = (p.pid for p in below if "sglang::scheduler" in " ".join(p.cmdline()))
+    return found
 
 
 def sample(pid: int, out: Path) -> Counter[str]:
@@ -69,7 +62,7 @@ def _label(frame: str) -> str:
 def run(server: str, command: list[str], scenario: Scenario, folder: Path) -> Counter[str]:
     log = folder / f"{server}.log"
     with running_server(command, log, timeout=600) as url, ThreadPoolExecutor(1) as pool:
-        pid = scheduler_of(f"--port {url.rpartition(':')[2]}")
+        pid = scheduler()
         load = pool.submit(
             lambda: [
                 measure(url, log, scenario.jobs, scenario.concurrency, memento=server == "memento")

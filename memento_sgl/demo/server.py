@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,13 +41,13 @@ def running_server(
 ) -> Iterator[str]:
     """Run a server command on a free port; yields the base URL.
 
-    All processes it started are gone when the block is left.
+    All processes it started are gone when the block is left, by SIGTERM too.
 
     Raises:
         MementoError: it ended or was not ready within `timeout` seconds; holds the log's end.
     """
     port = free_port()
-    with log.open("wb") as sink:
+    with _sigterm_unwinds(), log.open("wb") as sink:
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)],
             stdout=sink,
@@ -60,6 +61,20 @@ def running_server(
             yield url
         finally:
             _stop(process)
+
+
+@contextlib.contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Let SIGTERM leave the block like Ctrl-C, unless the program has its own handler for it."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
