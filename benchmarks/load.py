@@ -20,7 +20,10 @@ DECODE = re.compile(r"Decode batch.*?#running-req: (\d+), #token: (\d+)")
 
 @dataclass
 class Outcome:
-    """One round on one server. Units: seconds, tokens; latencies between streamed tokens."""
+    """One round on one server. Units: seconds, tokens; latencies between streamed tokens.
+
+    `running` and `held` are the requests and KV tokens of every logged decode batch.
+    """
 
     seconds: float = 0.0
     tokens: int = 0
@@ -28,8 +31,8 @@ class Outcome:
     failures: list[str] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     records: list[dict[str, Any]] = field(default_factory=list)
-    running: int = 0
-    held: int = 0
+    running: list[int] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
 
     @property
     def speed(self) -> float:
@@ -60,8 +63,8 @@ def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: 
     with log.open("rb") as lines:
         lines.seek(start)
         for running, held in DECODE.findall(lines.read().decode(errors="replace")):
-            outcome.running = max(outcome.running, int(running))
-            outcome.held = max(outcome.held, int(held))
+            outcome.running.append(int(running))
+            outcome.held.append(int(held))
     return outcome
 
 

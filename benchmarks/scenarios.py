@@ -38,7 +38,10 @@ OBSERVED = Variant("memento, metrics and traces", "observed")
 
 @dataclass(frozen=True)
 class Scenario:
-    """One comparison; ratios are taken against the first variant. `pool` is in KV tokens."""
+    """One comparison; ratios are taken against the first variant. `pool` is in KV tokens.
+
+    `warm_up`: a round before those that count; not needed after a scenario on the same servers.
+    """
 
     name: str
     what: str
@@ -47,6 +50,7 @@ class Scenario:
     concurrency: int
     variants: tuple[Variant, ...] = (STOCK, MEMENTO)
     rounds: int = 3
+    warm_up: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Size:
 
 
 SIZES = {
-    "cpu": Size(0.03, 24, 8, 3, 100, (1, 4, 16, 64, 256), 5_000, (400, 1_200, 3_600)),
+    "cpu": Size(0.1, 40, 8, 5, 300, (1, 4, 16, 64, 256), 10_000, (1_000, 3_000, 9_000)),
     "gpu": Size(1.0, 40, 5, 5, 2000, (1, 4, 16, 64, 256), 100_000, (4_000, 12_000, 36_000)),
 }
 PAPER_TOKENS = 13_000
@@ -88,12 +92,15 @@ def small_pool(size: Size) -> list[Scenario]:
     """Traffic that needs far more than the pool; all of it on the same servers."""
     jobs = reasoning(size.requests, size.scale, seed=1)
     pool = logical(jobs) // 5
+    crowd = reasoning(2 * size.requests, size.scale, seed=1)
     several = reasoning(size.prompts, size.scale, seed=2, samples=8, prompt=800)
     three = (STOCK, STOCK_EXACT, MEMENTO)
     what = "pool a fifth of what all requests need"
+    twice, samples = "twice as many requests", "8 samples of each prompt"
     return [
-        Scenario("pressured", what, jobs, pool, len(jobs), three),
-        Scenario("many samples", "8 samples of each prompt", several, pool, len(several)),
+        Scenario("pressured", what, jobs, pool, len(jobs), three, rounds=2),
+        Scenario("crowded", twice, crowd, pool, len(crowd), rounds=1, warm_up=False),
+        Scenario("many samples", samples, several, pool, len(several), rounds=2, warm_up=False),
     ]
 
 
@@ -120,9 +127,9 @@ def large_pool(size: Size) -> list[Scenario]:
     pool += pool // 4
     three = (STOCK, MEMENTO, KEEPING)
     return [
-        Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three),
-        Scenario("no markers", "plain text, memento enabled", words, pool, 8),
-        Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING)),
+        Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three, rounds=12),
+        Scenario("no markers", "plain text, memento enabled", words, pool, 8, rounds=12),
+        Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING), rounds=12),
         *(
             Scenario(f"{len(crowd)} at a time", "short requests", crowd, pool, len(crowd), rounds=1)
             for crowd in crowds
@@ -138,7 +145,7 @@ def observed(size: Size) -> list[Scenario]:
     """What metrics and traces cost."""
     jobs = reasoning(size.roomy, size.scale, seed=3)
     pool = logical(jobs) * 5 // 4
-    return [Scenario("observed", "what it costs", jobs, pool, 8, (MEMENTO, OBSERVED), rounds=5)]
+    return [Scenario("observed", "what it costs", jobs, pool, 8, (MEMENTO, OBSERVED), rounds=12)]
 
 
 def with_blocks(jobs: list[Job], tokens: int) -> list[Job]:

@@ -1,8 +1,9 @@
 """Stock SGLang and memento side by side: `python -m benchmarks.serve`.
 
-All servers of a group run at once and take turns, so that a noisy machine hurts all. Same prompts
-and the same number of tokens for each (`ignore_eos`), weights at random; memento forces blocks and
-mementos with strict emission. Absolute figures of a CPU mean nothing: read the ratios.
+All servers of a group run at once and take turns, in changing order, so that a noisy machine hurts
+all. A ratio of speeds is the median over rounds of the ratio within one round. Same prompts and the
+same number of tokens for each (`ignore_eos`), weights at random; memento forces blocks and mementos
+with strict emission. Absolute figures of a CPU mean nothing: read the ratios.
 
     python -m benchmarks.serve --only pressured --rounds 5
     python -m benchmarks.serve --size gpu --model qwen3-8b -- --attention-backend triton
@@ -34,7 +35,7 @@ from memento_sgl.environment import has_accelerator
 # SGLang halves float32 configurations to float16, which a CPU computes ten times slower.
 CPU_FLAGS = ("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32")
 COMMON = ("--load-format", "dummy", "--log-level-http", "warning", "--decode-log-interval", "4")
-console = Console(width=120)
+console = Console(width=150)
 
 
 def commands(model: Path, pool: int, flags: list[str], traces: Path) -> dict[str, list[str]]:
@@ -68,8 +69,9 @@ def run_group(
                     urls[server] = stack.enter_context(running_server(command, log, timeout=600))
         for scenario in scenarios:
             outcomes: dict[str, list[Outcome]] = {v.name: [] for v in scenario.variants}
-            for number in range((rounds or scenario.rounds) + 1):  # the first round warms up
-                for variant in scenario.variants:
+            first = 0 if scenario.warm_up else 1
+            for number in range(first, (rounds or scenario.rounds) + 1):
+                for variant in scenario.variants[:: 1 if number % 2 else -1]:
                     label = f"{scenario.name}, {variant.name}, round {number}"
                     with console.status(label):
                         found = measure(
@@ -88,16 +90,20 @@ def run_group(
 
 def summarise(scenario: Scenario, outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
     variants = {}
+    speeds = {name: [o.speed for o in rounds] for name, rounds in outcomes.items()}
+    base = next(iter(speeds.values()))
     for name, rounds in outcomes.items():
         latencies = sorted(t for outcome in rounds for t in outcome.latencies)
         records = [record for outcome in rounds for record in outcome.records]
         variants[name] = {
-            "tokens_per_second": statistics.median(o.speed for o in rounds),
-            "all_tokens_per_second": [o.speed for o in rounds],
+            "tokens_per_second": statistics.median(speeds[name]),
+            "ratio": statistics.median(a / b for a, b in zip(speeds[name], base, strict=True)),
+            "all_tokens_per_second": speeds[name],
             "seconds": statistics.median(o.seconds for o in rounds),
             "tokens": rounds[0].tokens,
-            "running": max(o.running for o in rounds),
-            "held": max(o.held for o in rounds),
+            "running": max(n for o in rounds for n in o.running),
+            "mean_running": statistics.fmean(n for o in rounds for n in o.running),
+            "held": max(n for o in rounds for n in o.held),
             "retractions": statistics.median(o.retractions for o in rounds),
             "failures": sorted({f for o in rounds for f in o.failures}),
             "latency_p50": _quantile(latencies, 0.5),
@@ -119,21 +125,23 @@ def _quantile(values: list[float], share: float) -> float | None:
 def show(result: dict[str, Any]) -> None:
     title = f"{result['name']}: {result['what']}; {result['requests']} requests, pool"
     table = Table(title=f"{title} {result['pool']}", title_justify="left")
-    columns = ("variant", "tokens/s", "ratio", "time", "running", "ratio", "KV held", "retracted")
-    for column in (*columns, "p50 ms", "p99 ms", "peak KV", "area", "failed"):
+    columns = ("variant", "tokens/s", "ratio", "time", "running", "ratio", "mean", "ratio")
+    for column in (*columns, "retracted", "p50 ms", "p99 ms", "held", "peak KV", "area", "failed"):
         table.add_column(column, justify="right")
     first = next(iter(result["variants"].values()))
     for name, v in result["variants"].items():
         table.add_row(
             name,
             f"{v['tokens_per_second']:.0f}",
-            f"{v['tokens_per_second'] / first['tokens_per_second']:.3f}",
+            f"{v['ratio']:.3f}",
             f"{v['seconds']:.1f}",
             str(v["running"]),
-            f"{v['running'] / first['running']:.2f}" if first["running"] else "-",
-            str(v["held"]),
+            f"{v['running'] / first['running']:.2f}",
+            f"{v['mean_running']:.1f}",
+            f"{v['mean_running'] / first['mean_running']:.2f}",
             f"{v['retractions']:.0f}",
             *(f"{1000 * v[k]:.1f}" if v[k] else "-" for k in ("latency_p50", "latency_p99")),
+            str(v["held"]),
             *(
                 f"{v[k] / v[f'{k}_without']:.3f}" if v[f"{k}_without"] else "-"
                 for k in ("peak_kv", "kv_auc")
@@ -150,10 +158,9 @@ def plot(results: list[dict[str, Any]], out: Path) -> None:
     """Speed of memento against the first variant of each scenario, as a picture."""
     names, ratios = [], []
     for result in results:
-        (_, first), *others = result["variants"].items()
-        for name, variant in others:
+        for name, variant in list(result["variants"].items())[1:]:
             names.append(f"{result['name']}: {name}")
-            ratios.append(variant["tokens_per_second"] / first["tokens_per_second"])
+            ratios.append(variant["ratio"])
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.simple_bar(names, ratios, width=100, title="tokens per second, ratio")
