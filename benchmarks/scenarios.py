@@ -127,18 +127,17 @@ def large_pool(size: Size) -> list[Scenario]:
     pool += pool // 4
     three = (STOCK, MEMENTO, KEEPING)
     return [
-        Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three, rounds=12),
+        Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three, rounds=8),
         Scenario("no markers", "plain text, memento enabled", words, pool, 8, rounds=12),
-        Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING), rounds=12),
-        *(
-            Scenario(f"{len(crowd)} at a time", "short requests", crowd, pool, len(crowd), rounds=1)
-            for crowd in crowds
-        ),
-        *(
-            Scenario(f"{some[0].tokens} tokens", "2 at a time", some, pool, 2, rounds=1)
-            for some in lengths
-        ),
+        Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING), rounds=8),
+        *(one_round(f"{len(crowd)} at a time", "short requests", crowd, pool) for crowd in crowds),
+        *(one_round(f"{some[0].tokens} tokens", "2 at a time", some, pool) for some in lengths),
     ]
+
+
+def one_round(name: str, what: str, jobs: list[Job], pool: int) -> Scenario:
+    """All requests at once, on servers that are warm."""
+    return Scenario(name, what, jobs, pool, len(jobs), rounds=1, warm_up=False)
 
 
 def observed(size: Size) -> list[Scenario]:

@@ -14,6 +14,7 @@ from conftest import Job, Served, random_jobs, request_body
 pytestmark = pytest.mark.server
 
 POOL = 600
+CAPS = {"max_block_tokens": 40, "max_summary_tokens": 6}
 LATE = {"keep_last_n_blocks": 50}  # evicts, but too late for this pool
 
 
@@ -22,11 +23,9 @@ def server(serve: Callable[..., Served]) -> Served:
     return serve(
         "steady",
         "steady",
-        "--schedule-conservativeness",
-        "0.01",
+        *("--schedule-conservativeness", "0.01"),
         pool=POOL,
-        max_block_tokens=40,
-        max_summary_tokens=6,
+        **CAPS,
     )
 
 
@@ -48,6 +47,17 @@ def most_running(server: Served, work: list[Job]) -> tuple[int, list[dict[str, A
             most = max(most, load["num_reqs"] - load["num_waiting_reqs"])
             time.sleep(0.05)
     return most, answers.result()
+
+
+def wait_for_tokens(server: Served, tokens: int) -> None:
+    """Until requests hold so many slots."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        (load,) = httpx.get(f"{server.url}/get_load", timeout=60).json()
+        if load["num_tokens"] >= tokens:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the requests never held {tokens} tokens")
 
 
 def test_an_output_three_times_the_pool(server: Served) -> None:
@@ -103,4 +113,27 @@ def test_exact_when_the_forecast_is_wrong(server: Served) -> None:
     answers = server.generate_many(work, concurrency=10, ignore_eos=False)
     assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
     assert server.verify_all(work, answers) > 80
+    server.assert_all_slots_free()
+
+
+def test_an_urgent_request_takes_the_place_of_running_ones(
+    serve: Callable[..., Served],
+) -> None:
+    """What was preempted goes on later, without its evicted blocks."""
+    flags = ("--enable-priority-scheduling", "--max-running-requests", "3")
+    server = serve("urgent", "steady", *flags, pool=POOL, **CAPS)
+    work = jobs(server, 6, 500)
+    ((ids, tokens, _),) = random_jobs(1, 75)
+    with ThreadPoolExecutor(len(work)) as background:
+        slow = [background.submit(server.generate, ids, tokens) for ids, tokens, _ in work]
+        wait_for_tokens(server, POOL // 4)
+        response = server.post("/generate", **request_body(ids, tokens), priority=100)
+        waiting = [answer for answer in slow if not answer.done()]
+        answers = [answer.result() for answer in slow]
+    assert len(waiting) > 1
+    urgent = response.json()
+    assert urgent["meta_info"]["num_retractions"] == 0
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+    server.verify(ids, urgent)
+    assert server.verify_all(work, answers) > 40
     server.assert_all_slots_free()

@@ -31,6 +31,19 @@ def verify_prompts_with_finished_blocks(server: Served) -> None:
         assert server.verify_all(mixed, answers) > len(jobs)
 
 
+def verify_a_prompt_that_never_fits_ends(server: Served) -> None:
+    """It fits the pool by tokens, but not with the page that each request gets on top. Those behind
+    it are served."""
+    ((ids, _, _), *others) = random_jobs(5, 97)
+    too_long = ((ids * 200)[:795], 2, {"enable": True})
+    answer, *answers = server.generate_many([too_long, *others], concurrency=5)
+    reason = answer["meta_info"]["finish_reason"]
+    assert reason["type"] == "abort"
+    assert "do not fit" in reason["message"]
+    assert answer["output_ids"] == []
+    server.verify_all(others, answers)
+
+
 def test_pages_with_overlap_and_forced_retraction(serve: Callable[..., Served]) -> None:
     # A row is read again in up to four segments; every three steps would leave none to decode.
     rarely = RETRACT | {"SGLANG_TEST_RETRACT_INTERVAL": "8"}
@@ -59,4 +72,5 @@ def test_pages_without_overlap_in_a_pool_too_small(
     assert server.verify_many(jobs, concurrency=8) > 5
     answers = server.generate_many(jobs, concurrency=8, ignore_eos=False)
     assert server.verify_all(jobs, answers) > 5
+    verify_a_prompt_that_never_fits_ends(server)
     server.assert_all_slots_free()
