@@ -1,9 +1,9 @@
 """Where the scheduler's time goes: `python -m benchmarks.profile`. Needs py-spy (extra `dev`).
 
-Samples the scheduler processes of a stock and a memento server under the same load, and tells which
-share of the samples stands in this project's own code: the innermost frame that is SGLang's or
-ours is ours. What PyTorch does on our behalf counts as ours, what SGLang does below one of our
-hooks does not.
+Samples the scheduler process of a server under load: stock, memento, memento with metrics and traces,
+memento with traffic that has no markers. Tells which share of the samples stands in this project's
+own code: the innermost frame that is SGLang's or ours is ours. What PyTorch does on our behalf
+counts as ours, what SGLang does below one of our hooks does not.
 """
 
 from __future__ import annotations
@@ -27,6 +27,14 @@ from benchmarks.shapes import write_model
 from memento_sgl.demo.server import running_server
 
 SECONDS = 20
+# py-spy takes these threads, which wait nearly always, for active now and then.
+WAITING = ("TraceWriter._run", "WatchdogRaw._watchdog_once")
+RUNS = (
+    ("unpressured", "stock"),
+    ("unpressured", "memento"),
+    ("unpressured", "observed"),
+    ("no markers", "memento"),
+)
 FRAME = re.compile(r"(?P<function>[^;(]+) \((?P<path>[^;]*?)(?::\d+)?\)$")
 OURS, THEIRS = ("/memento_sgl/", "/memento_patches/"), "/sglang/"
 
@@ -48,7 +56,9 @@ def sample(pid: int, out: Path) -> Counter[str]:
     for line in out.read_text().splitlines():
         stack, _, number = line.rpartition(" ")
         known = [f for f in stack.split(";") if any(part in f for part in (*OURS, THEIRS))]
-        counts[_label(known[-1]) if known else "other"] += int(number)
+        label = _label(known[-1]) if known else "other"
+        if not label.endswith(WAITING):
+            counts[label] += int(number)
     return counts
 
 
@@ -65,7 +75,7 @@ def run(server: str, command: list[str], scenario: Scenario, folder: Path) -> Co
         pid = scheduler()
         load = pool.submit(
             lambda: [
-                measure(url, log, scenario.jobs, scenario.concurrency, memento=server == "memento")
+                measure(url, log, scenario.jobs, scenario.concurrency, memento=server != "stock")
                 for _ in range(3)
             ]
         )
@@ -74,30 +84,35 @@ def run(server: str, command: list[str], scenario: Scenario, folder: Path) -> Co
     return counts
 
 
+def show(console: Console, title: str, counts: Counter[str]) -> None:
+    total = sum(counts.values())
+    wrappers = sum(n for f, n in counts.items() if f.startswith("plugins/hook_registry.py"))
+    files: Counter[str] = Counter()
+    for function, number in counts.items():
+        if function.startswith(("memento_sgl/", "memento_patches/")):
+            files[function.partition(" ")[0]] += number
+    ours = sum(files.values()) / total
+    title = f"{title}: {total} samples, {ours:.1%} in this project's code"
+    table = Table(title=f"{title}, {wrappers / total:.1%} in hook wrappers", title_justify="left")
+    table.add_column("where", overflow="fold")
+    table.add_column("share", justify="right")
+    for function, number in counts.most_common(6):
+        table.add_row(function, f"{number / total:.1%}")
+    for file, number in files.most_common(12):
+        table.add_row(f"ours: {file}", f"{number / total:.2%}")
+    console.print(table)
+
+
 def main() -> None:
     console = Console(width=120)
-    scenario = large_pool(SIZES["cpu"])[0]
+    scenarios = {scenario.name: scenario for scenario in large_pool(SIZES["cpu"])}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "tiny", "tiny")
-        lines = commands(model, scenario.pool, [], folder / "traces")
-        for server in ("stock", "memento"):
-            counts = run(server, lines[server], scenario, folder)
-            total = sum(counts.values())
-            ours = {
-                f: n
-                for f, n in counts.items()
-                if f.startswith(("memento_sgl/", "memento_patches/"))
-            }
-            share = sum(ours.values()) / total
-            table = Table(title=f"{server}: {total} samples, {share:.1%} in this project's code")
-            table.add_column("function", overflow="fold")
-            table.add_column("share", justify="right")
-            for function, number in counts.most_common(8):
-                table.add_row(function, f"{number / total:.1%}")
-            for function, number in sorted(ours.items(), key=lambda item: -item[1])[:12]:
-                table.add_row(f"ours: {function}", f"{number / total:.2%}")
-            console.print(table)
+        for which, server in RUNS:
+            scenario = scenarios[which]
+            command = commands(model, scenario.pool, [], folder / "traces")[server]
+            show(console, f"{which}, {server}", run(server, command, scenario, folder))
 
 
 if __name__ == "__main__":
