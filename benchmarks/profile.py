@@ -1,9 +1,9 @@
 """Where the scheduler's time goes: `python -m benchmarks.profile`. Needs py-spy (extra `dev`).
 
-Samples the scheduler process of a server under load: stock, memento, memento with metrics and traces,
-memento with traffic that has no markers. Tells which share of the samples stands in this project's
-own code: the innermost frame that is SGLang's or ours is ours. What PyTorch does on our behalf
-counts as ours, what SGLang does below one of our hooks does not.
+Samples the scheduler process of a server under load: stock, memento, memento with metrics and
+traces, memento with traffic that has no markers. Tells which share of the samples stands in this
+project's own code: the innermost frame that is SGLang's or ours is ours. What PyTorch does on our
+behalf counts as ours, what SGLang does below one of our hooks does not.
 """
 
 from __future__ import annotations
