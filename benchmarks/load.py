@@ -56,6 +56,9 @@ def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: 
         log: the server's log: what it says about its decode batches gives running requests and
             KV tokens in use.
         memento: send each job's memento options.
+
+    Raises:
+        RuntimeError: no request came through, or the log says nothing about it.
     """
     httpx.post(f"{url}/flush_cache", timeout=60).raise_for_status()
     start = log.stat().st_size
@@ -65,6 +68,8 @@ def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: 
         for running, held in DECODE.findall(lines.read().decode(errors="replace")):
             outcome.running.append(int(running))
             outcome.held.append(int(held))
+    if not (outcome.tokens and outcome.running):
+        raise RuntimeError(f"nothing to measure at {url}; failed requests: {outcome.failures[:2]}")
     return outcome
 
 

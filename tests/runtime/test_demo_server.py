@@ -21,8 +21,8 @@ with running_server([sys.executable, "-c", "import time; time.sleep(600)"], Path
 
 def test_sigterm_takes_the_server_along(tmp_path: Path) -> None:
     program = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / "log")])
+    children: list[psutil.Process] = []
     try:
-        children: list[psutil.Process] = []
         while not children:
             assert program.poll() is None, "the program ended before it started its server"
             time.sleep(0.05)
@@ -32,3 +32,6 @@ def test_sigterm_takes_the_server_along(tmp_path: Path) -> None:
         assert not psutil.wait_procs(children, timeout=10)[1]
     finally:
         program.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
