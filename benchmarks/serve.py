@@ -32,7 +32,7 @@ from benchmarks.shapes import SHAPES, write_model
 from memento_sgl.demo.server import running_server
 from memento_sgl.environment import has_accelerator
 
-# SGLang halves float32 configurations to float16, which a CPU computes ten times slower.
+# SGLang halves float32 configurations to float16, which a CPU computes far more slowly.
 CPU_FLAGS = ("--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32")
 COMMON = ("--load-format", "dummy", "--log-level-http", "warning", "--decode-log-interval", "4")
 console = Console(width=150)
