@@ -38,6 +38,7 @@ class Runtime:
         automaton: constrained emission, from the first request that asks for it.
         observers: metrics, traces and debug lines; None: nobody wants to know.
         rhythm: what finished blocks were like, for admission.
+        outgoing: the requests of the message being built.
         forecast: what running and admitted requests will hold, while a prefill batch is put
             together; None when SGLang's own reservation counts.
     """
@@ -54,6 +55,7 @@ class Runtime:
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
         self.forecast: Forecast | None = None
+        self.outgoing: Sequence[Any] = ()
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 

@@ -40,6 +40,7 @@ _POLICY = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_STREAMER = "sglang.srt.managers.scheduler_components.output_streamer"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -322,14 +323,22 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="ee90ae3f4f1ae4b8",
     ),
     Seam(
-        target="sglang.srt.managers.scheduler_components.output_streamer"
-        "._GenerationStreamAccumulator.accept",
-        kind="AFTER",
-        hook="output:after_accept",
+        target=f"{_STREAMER}.SchedulerOutputStreamer._stream_output_generation",
+        kind="BEFORE",
+        hook="output:before_stream",
+        role="scheduler",
+        why="which requests a message is about",
+        retire="per-request customized_info",
+        fingerprint="aa576ead853eecd1",
+    ),
+    Seam(
+        target=f"{_STREAMER}._GenerationStreamAccumulator.to_payload",
+        kind="BEFORE",
+        hook="output:before_payload",
         role="scheduler",
         why="send a finished request's accounting along",
         retire="per-request customized_info",
-        fingerprint="28697f2f6c36783d",
+        fingerprint="a304dd7182c1ad89",
     ),
 )
 

@@ -53,10 +53,10 @@ def test_every_hook_function_is_in_the_ledger() -> None:
 
 
 def test_a_missing_and_a_changed_target_are_named() -> None:
-    gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:after_accept",
+    gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:before_payload",
                 "bootstrap", "w", "r", "0" * 16)  # fmt: skip
     changed = Seam(
-        LEDGER[0].target, "AFTER", "output:after_accept", "bootstrap", "w", "r", "0" * 16
+        LEDGER[0].target, "AFTER", "output:before_payload", "bootstrap", "w", "r", "0" * 16
     )
     lines = problems([gone, changed])
     assert "sglang.srt.server_args.Nothing.x does not exist" in lines[0]
