@@ -250,7 +250,7 @@ def serve(
         current.clear()
         folder = checkpoint(family)
         common = ["--max-total-tokens", str(pool), "--dtype", "float32", *flags]
-        common += ["--log-level", "warning"]
+        common += ["--log-level", "warning", "--random-seed", "1"]
         for option, value in config.items():
             common += [f"--memento-{option.replace('_', '-')}", json.dumps(value)]
         log = logs / f"{name}.log"

@@ -6,16 +6,24 @@ Retraction is forced: what a request does again must not be counted twice.
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
-from conftest import STRICT, Served, random_jobs, request_body
+from conftest import STRICT, Job, Served, random_jobs, request_body
+from observation import (
+    Run,
+    observe,
+    scrape,
+    verify_counters,
+    verify_row_edits,
+    verify_traces,
+    wait_for,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from test_metrics import queried
 
@@ -23,7 +31,7 @@ from memento_sgl.demo.server import serve_command
 from memento_sgl.emission import permitted
 from memento_sgl.machine import Block, BlockMachine, section_start_of
 from memento_sgl.metrics import METRICS, PREFIX
-from memento_sgl.trace import MAX_BYTES, RequestTrace, read_trace
+from memento_sgl.trace import MAX_BYTES, read_trace
 
 pytestmark = pytest.mark.server
 
@@ -38,22 +46,6 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     STRICT | {"max_blocks": 0, "min_summary_tokens": 2, "max_summary_tokens": 2},
 )
 HOSTILE = '../../x y\n"<b>memento event=evict'
-
-Figures = dict[str, float]
-
-
-class Run(NamedTuple):
-    """A mix of requests and everything that was said about it."""
-
-    jobs: list[tuple[list[int], int, dict[str, Any]]]
-    answers: list[dict[str, Any]]
-    records: list[dict[str, Any]]  # of those with memento enabled, like the next two
-    machines: list[BlockMachine]
-    traces: list[RequestTrace]
-    change: Figures
-
-    def total(self, key: Callable[[dict[str, Any]], int]) -> int:
-        return sum(map(key, self.records))
 
 
 def launcher(folder: Path) -> Callable[..., list[str]]:
@@ -81,32 +73,6 @@ def server(serve: Callable[..., Served], folder: Path) -> Served:
     )
 
 
-def scrape(server: Served) -> Figures:
-    """Every sample of `/metrics`, by name and the value of a label of ours."""
-    text = httpx.get(f"{server.url}/metrics", follow_redirects=True, timeout=60).text
-    found: Figures = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            own = [
-                sample.labels[label]
-                for label in ("part", "step", "outcome")
-                if label in sample.labels
-            ]
-            if "le" not in sample.labels:
-                name = sample.name + "".join(f":{value}" for value in own)
-                found[name] = found.get(name, 0.0) + sample.value
-    return found
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """The thread that writes traces is not waited for by the answers."""
-    for _ in range(300):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen within half a minute")
-
-
 def finished_text(server: Served) -> tuple[list[int], int]:
     """A text with several finished blocks, and where its prompt ended."""
     for seed in range(11, 60):
@@ -123,32 +89,14 @@ def run(server: Served, folder: Path) -> Run:
     jobs = random_jobs(16, 5, *OPTIONS, longest=200)
     jobs += [(text, 40, {"assistant_start": start})] * 2
     jobs += [(text[:-30], 40, {"assistant_start": start, "keep_last_n_blocks": 1})]
-    written = f"{PREFIX}traces_total:written"
-    before = scrape(server)
-    known = set(folder.glob("*.json"))
-    answers = server.generate_many(jobs, concurrency=8)
-    # SGLang retracts the shortest output: beside a long one, the others, also once they evicted.
-    pairs = [(text[:start], 500, {"enable": False}), *random_jobs(4, 6)]
-    answers += server.generate_many(pairs, concurrency=2)
-    jobs += pairs
-    kept = [i for i, (_, _, options) in enumerate(jobs) if options.get("enable", True)]
-    wait_for(lambda: scrape(server)[written] - before[written] == len(kept))
-    after = scrape(server)
-    traces = [read_trace(path) for path in sorted(set(folder.glob("*.json")) - known)]
-    by_id = {trace.id: trace for trace in traces}
-    assert len(by_id) == len(traces) == len(kept)
-    return Run(
-        jobs=jobs,
-        answers=answers,
-        records=[answers[i]["meta_info"]["memento"] for i in kept],
-        machines=[server.machine(jobs[i][0], answers[i]["output_ids"], **jobs[i][2]) for i in kept],
-        traces=[by_id[answers[i]["meta_info"]["id"]] for i in kept],
-        change={name: value - before.get(name, 0.0) for name, value in after.items()},
-    )
 
+    def generate() -> tuple[list[Job], list[Any]]:
+        answers = server.generate_many(jobs, concurrency=8)
+        # SGLang retracts the shortest output: beside a long one, the others, once they evicted too.
+        pairs = [(text[:start], 500, {"enable": False}), *random_jobs(4, 6)]
+        return jobs + pairs, answers + server.generate_many(pairs, concurrency=2)
 
-def changed(run: Run, name: str, value: str = "") -> float:
-    return run.change[f"{PREFIX}{name}{value and ':' + value}"]
+    return observe(server, folder, generate)
 
 
 def test_every_metric_is_exposed(run: Run) -> None:
@@ -156,7 +104,7 @@ def test_every_metric_is_exposed(run: Run) -> None:
     for name, spec in METRICS.items():
         values = spec.label[1] if spec.label else ("",)
         for value in values:
-            assert changed(run, name + ends[spec.kind], value) >= 0
+            assert run.changed(name + ends[spec.kind], value) >= 0
 
 
 def test_the_dashboard_asks_for_what_is_exposed(server: Served, run: Run) -> None:
@@ -177,32 +125,21 @@ def test_the_run_is_worth_comparing(server: Served, run: Run) -> None:
         for event in t.events
     )
     assert run.total(lambda r: len(r["evicted_spans"])) > 20
-    assert changed(run, "forced_tokens_total") > 20
-    assert changed(run, "resumptions_total") > 3
-    assert changed(run, "evictions_total", "prompt") > 3
+    assert run.changed("forced_tokens_total") > 20
+    assert run.changed("resumptions_total") > 3
+    assert run.changed("evictions_total", "prompt") > 3
 
 
 def test_tokens_and_records_are_those_of_the_oracle(server: Served, run: Run) -> None:
-    copies = [answer | {"meta_info": {**answer["meta_info"]}} for answer in run.answers]
-    for answer in copies:
-        if (record := answer["meta_info"].get("memento")) is not None:
-            answer["meta_info"]["memento"] = dict(record)
-            answer["meta_info"]["memento"].pop("measured_peak_kv_tokens", None)
-    assert server.verify_all(run.jobs, copies) > 20
+    assert server.verify_all(run.jobs, run.copies()) > 20
 
 
-def test_counters_are_the_sums_of_the_records(run: Run) -> None:
-    sums = {
-        "blocks_total": run.total(lambda r: r["blocks"]),
-        "evictions_total": run.total(lambda r: len(r["evicted_spans"])),
-        "evicted_tokens_total": run.total(lambda r: r["evicted_tokens"]),
-    }
-    for name, expected in sums.items():
-        assert changed(run, name, "prompt") + changed(run, name, "output") == expected, name
-    assert changed(run, "kv_token_steps_total") == run.total(lambda r: r["kv_auc"])
-    saved = run.total(lambda r: r["kv_auc_without"] - r["kv_auc"])
-    assert changed(run, "saved_kv_token_steps_total") == saved
-    assert changed(run, "recomputed_tokens_total") == 0
+def test_all_accounts_agree(run: Run) -> None:
+    verify_counters(run)
+    verify_row_edits(run)
+    verify_traces(run)
+    assert run.changed("voided_steps_total") > 0
+    assert run.changed("evictions_per_step_sum") > 0
 
 
 def test_histograms_are_of_what_was_generated(run: Run) -> None:
@@ -212,38 +149,24 @@ def test_histograms_are_of_what_was_generated(run: Run) -> None:
         for block in machine.blocks
         if block.summary_end >= trace.tokens.prompt
     ]
-    assert changed(run, "blocks_total", "output") == len(blocks)
+    assert run.changed("blocks_total", "output") == len(blocks)
     for name, key in (
         ("block_tokens", Block.block_tokens),
         ("summary_tokens", Block.summary_tokens),
     ):
-        assert changed(run, f"{name}_count") == len(blocks)
-        assert changed(run, f"{name}_sum") == sum(key.fget(block) for block in blocks)
+        assert run.changed(f"{name}_count") == len(blocks)
+        assert run.changed(f"{name}_sum") == sum(key.fget(block) for block in blocks)
     ratios = [b.block_tokens / b.summary_tokens for b in blocks if b.summary_tokens]
-    assert changed(run, "compression_ratio_count") == len(ratios)
-    assert changed(run, "compression_ratio_sum") == pytest.approx(sum(ratios))
+    assert run.changed("compression_ratio_count") == len(ratios)
+    assert run.changed("compression_ratio_sum") == pytest.approx(sum(ratios))
     shares = [r["peak_kv_tokens"] / r["peak_kv_tokens_without"] for r in run.records]
-    assert changed(run, "peak_kv_ratio_count") == len(shares)
-    assert changed(run, "peak_kv_ratio_sum") == pytest.approx(sum(shares))
-
-
-def test_row_edits_and_voided_steps_are_those_in_the_traces(run: Run) -> None:
-    edits = changed(run, "row_edits_total", "prefill") + changed(run, "row_edits_total", "decode")
-    applied = sum(e.time is not None for trace in run.traces for e in trace.evictions)
-    counts: Counter[str] = sum((Counter(trace.counts) for trace in run.traces), Counter())
-    assert edits == applied + counts["replay"]
-    assert changed(run, "evictions_per_step_sum") == changed(run, "row_edits_total", "decode") > 0
-    assert changed(run, "voided_steps_total") == counts["void"] > 0
-    infos = [answer["meta_info"] for answer in run.answers]
-    assert counts["retract"] == sum(i["num_retractions"] for i in infos if "memento" in i)
-    resumed = [e for t in run.traces for e in t.events if e.kind == "resume" and e.index]
-    assert changed(run, "resumptions_total") == len(resumed)
-    assert changed(run, "resumed_tokens_total") == sum(event.index for event in resumed)
+    assert run.changed("peak_kv_ratio_count") == len(shares)
+    assert run.changed("peak_kv_ratio_sum") == pytest.approx(sum(shares))
 
 
 def test_the_tree_prunes_what_requests_evicted(run: Run) -> None:
-    assert 0 < changed(run, "pruned_nodes_total") <= changed(run, "pruned_tokens_total")
-    assert changed(run, "revived_nodes_total") <= changed(run, "revived_tokens_total")
+    assert 0 < run.changed("pruned_nodes_total") <= run.changed("pruned_tokens_total")
+    assert run.changed("revived_nodes_total") <= run.changed("revived_tokens_total")
 
 
 def test_forced_tokens_are_those_with_one_possibility(server: Served, run: Run) -> None:
@@ -261,23 +184,8 @@ def test_forced_tokens_are_those_with_one_possibility(server: Served, run: Run) 
             allowed = permitted(machine, index, config, markers, server.structure)
             expected += not allowed.text and len(allowed.special) == 1
             machine.feed(index, token)
-    assert changed(run, "forced_tokens_total") == expected
+    assert run.changed("forced_tokens_total") == expected
     assert sum(trace.counts.get("forced", 0) for trace in run.traces) == expected
-
-
-def test_traces_hold_what_the_records_say(run: Run) -> None:
-    for trace, record, machine in zip(run.traces, run.records, run.machines, strict=True):
-        assert trace.accounting == {k: v for k, v in record.items() if isinstance(v, int)}
-        assert [(e.start, e.end) for e in trace.evictions] == [
-            tuple(s) for s in record["evicted_spans"]
-        ]
-        assert [e.point for e in trace.evictions] == record["eviction_points"]
-        assert [
-            (b.start, b.end, b.summary_start, b.summary_end) for b in trace.blocks
-        ] == machine.blocks
-        assert trace.tokens.blocks == sum(record["block_tokens"])
-        assert trace.tokens.mementos == sum(record["summary_tokens"])
-        assert trace.counts["cached_evictions"] == sum(e.time is None for e in trace.evictions)
 
 
 def test_traces_tell_times_in_order(run: Run) -> None:

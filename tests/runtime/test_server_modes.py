@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import STRICT, Served, random_jobs, verify_strict_samples
+from observation import observed, verify_observed
 
 pytestmark = pytest.mark.server
 
@@ -82,17 +83,21 @@ def test_forced_retraction_without_overlap_and_evicted_delimiters(
     server.assert_all_slots_free()
 
 
-def test_restart_mode_with_overlap_and_forced_retraction(serve: Callable[..., Served]) -> None:
+def test_restart_mode_with_overlap_and_forced_retraction(
+    serve: Callable[..., Served], tmp_path: Path
+) -> None:
     server = serve(
         "restart",
         "llama",
+        *observed(tmp_path),
         environment=RETRACT,
         launcher=sglang_serve,
         restart_mode=True,
         mask_delimiters=False,
     )
     jobs = random_jobs(18, 31, {}, {"enable": False}, STRICT, longest=260)
-    assert server.verify_many(jobs, concurrency=8) > 5
+    run = verify_observed(server, tmp_path, jobs, concurrency=8)
+    assert run.changed("recomputed_tokens_total") > 0
     verify_retraction_after_evictions(server, seed=33)
     verify_strict_samples(server, 150, seed=34)
     server.assert_all_slots_free()

@@ -71,9 +71,13 @@ def test_logprobs_from_the_record_alone(server: Served, temperature: float, tmp_
 
 
 def test_a_forgotten_eviction_or_temperature_shows(server: Served) -> None:
-    _, record = next(
-        made for seed in range(5, 40) if (made := rollout(server, seed, 1.5))[1].evictions
-    )
+    """In the first sample with an eviction that is not near its end."""
+    for seed in range(5, 80):
+        _, record = rollout(server, seed, 1.5)
+        known = len(record.prompt_ids) + len(record.output_ids)
+        if record.evictions and record.machine_evictions[0].point < known - 40:
+            break
+    assert worst(record, server.model) < 1e-3
     assert worst(record.model_copy(update={"evictions": []}), server.model) > 1e-2
     assert worst(record.model_copy(update={"temperature": 1.0}), server.model) > 1e-2
 
@@ -84,7 +88,9 @@ CAPS = {"max_block_tokens": 4, "max_summary_tokens": 2}
 @pytest.mark.parametrize("options", [CAPS, STRICT], ids=["caps", "strict"])
 def test_constrained_emission_is_in_the_record(server: Served, options: dict[str, Any]) -> None:
     forced, missed = 0, 0.0
-    for seed in (3, 5, 9):
+    for seed in range(3, 40):
+        if forced > 3 and missed > 1e-2:
+            break
         _, made = rollout(server, seed, 0.7, **options)
         record = RolloutRecord.parse(made.model_dump_json())
         assert record.logprobs is not None

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import CHECKS, STRICT, Served, random_jobs, request_body
+from observation import observed, verify_observed
 from test_server_modes import RETRACT, retractions, verify_retraction_after_evictions
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
@@ -28,11 +29,12 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 )
 
 
-def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served]) -> None:
+def test_tensor_parallel_ranks_evict_alike(serve: Callable[..., Served], tmp_path: Path) -> None:
     """`ownership.check_ranks` compares rows, evictions and free slots at each step."""
-    server = serve("tp", "qwen3", "--tp", "2", "--chunked-prefill-size", "48", environment=RETRACT)
+    flags = ("--tp", "2", "--chunked-prefill-size", "48", *observed(tmp_path))
+    server = serve("tp", "qwen3", *flags, environment=RETRACT)
     jobs = random_jobs(15, 81, *OPTIONS)
-    assert server.verify_many(jobs, concurrency=8) > 5
+    verify_observed(server, tmp_path, jobs, concurrency=8)  # each event is counted by one rank
     assert server.verify_many(jobs, concurrency=8) > 5  # warm
     verify_retraction_after_evictions(server, seed=21)
     # Sampling: every rank draws by itself, and all have to draw the same tokens.
