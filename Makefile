@@ -38,6 +38,7 @@ bench-gpu: setup  ## GPU tests and benchmarks; GPU_FLAGS=... are SGLang flags fo
 	$(BIN)/python -m pytest tests/gpu
 	$(BIN)/python -m benchmarks.eviction
 	$(BIN)/python -m benchmarks.serve --size gpu --model qwen3-8b -- $(GPU_FLAGS)
+	$(BIN)/python -m benchmarks.overhead --only "no markers" --model qwen3-8b -- $(GPU_FLAGS)
 
 demo-model: setup  ## train the embedded model again (2 cores, half an hour)
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.train

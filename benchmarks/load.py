@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.traffic import Job
 
@@ -22,10 +23,12 @@ DECODE = re.compile(r"Decode batch.*?#running-req: (\d+), #token: (\d+)")
 class Outcome:
     """One round on one server. Units: seconds, tokens; latencies between streamed tokens.
 
+    `cpu_seconds` is what the scheduler process used, where it was given.
     `running` and `held` are the requests and KV tokens of every logged decode batch.
     """
 
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     tokens: int = 0
     retractions: int = 0
     failures: list[str] = field(default_factory=list)
@@ -49,7 +52,15 @@ class Outcome:
             self.failures.append(reason.get("message", "aborted"))
 
 
-def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: bool) -> Outcome:
+def measure(
+    url: str,
+    log: Path,
+    jobs: list[Job],
+    concurrency: int,
+    *,
+    memento: bool,
+    scheduler: psutil.Process | None = None,
+) -> Outcome:
     """Run all jobs, at most `concurrency` requests at a time, on an emptied cache.
 
     Args:
@@ -61,8 +72,9 @@ def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: 
         RuntimeError: no request came through, or the log says nothing about it.
     """
     httpx.post(f"{url}/flush_cache", timeout=60).raise_for_status()
-    start = log.stat().st_size
+    start, used = log.stat().st_size, _cpu_seconds(scheduler)
     outcome = asyncio.run(_run(url, jobs, concurrency, memento))
+    outcome.cpu_seconds = _cpu_seconds(scheduler) - used
     with log.open("rb") as lines:
         lines.seek(start)
         for running, held in DECODE.findall(lines.read().decode(errors="replace")):
@@ -71,6 +83,13 @@ def measure(url: str, log: Path, jobs: list[Job], concurrency: int, *, memento: 
     if not (outcome.tokens and outcome.running):
         raise RuntimeError(f"nothing to measure at {url}; failed requests: {outcome.failures[:2]}")
     return outcome
+
+
+def _cpu_seconds(process: psutil.Process | None) -> float:
+    if process is None:
+        return 0.0
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def _run(url: str, jobs: list[Job], concurrency: int, memento: bool) -> Outcome:
@@ -100,6 +119,8 @@ def _body(job: Job, memento: bool) -> dict[str, Any]:
         "ignore_eos": True,
         "n": job.samples,
     }
+    if job.banned:
+        sampling["logit_bias"] = {str(token): -100.0 for token in job.banned}
     if memento:
         sampling["custom_params"] = {"memento": job.options}
     return {"input_ids": job.ids, "sampling_params": sampling}

@@ -37,6 +37,13 @@ RUNS = (
 )
 FRAME = re.compile(r"(?P<function>[^;(]+) \((?P<path>[^;]*?)(?::\d+)?\)$")
 OURS, THEIRS = ("/memento_sgl/", "/memento_patches/"), "/sglang/"
+# Shares with everything that is called from there; `Watch.feed` also does what is done without it.
+OBSERVING = {
+    "metrics and traces, with what they call": re.compile(
+        r"/memento_sgl/(watch|metrics|trace\w*)\.py"
+    ),
+    "SGLang's metrics, with what they call": re.compile(r"/observability/metrics_\w+\.py"),
+}
 
 
 def scheduler() -> int:
@@ -46,20 +53,25 @@ def scheduler() -> int:
     return found
 
 
-def sample(pid: int, out: Path) -> Counter[str]:
-    """Samples by innermost function that is SGLang's or ours, as `file:function`."""
+def sample(pid: int, out: Path) -> tuple[Counter[str], Counter[str]]:
+    """Samples by innermost function that is SGLang's or ours, and those of `OBSERVING`."""
     py_spy = str(Path(sys.executable).parent / "py-spy")
     command = [py_spy, "record", "--pid", str(pid), "--duration", str(SECONDS), "--rate", "200"]
     command += ["--full-filenames", "--format", "raw", "--output", str(out)]
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     counts: Counter[str] = Counter()
+    inclusive: Counter[str] = Counter()
     for line in out.read_text().splitlines():
         stack, _, number = line.rpartition(" ")
         known = [f for f in stack.split(";") if any(part in f for part in (*OURS, THEIRS))]
         label = _label(known[-1]) if known else "other"
-        if not label.endswith(WAITING):
-            counts[label] += int(number)
-    return counts
+        if label.endswith(WAITING):
+            continue
+        counts[label] += int(number)
+        for name, files in OBSERVING.items():
+            if files.search(stack):
+                inclusive[name] += int(number)
+    return counts, inclusive
 
 
 def _label(frame: str) -> str:
@@ -69,7 +81,9 @@ def _label(frame: str) -> str:
     return f"{path.parent.name}/{path.name} {found['function']}"
 
 
-def run(server: str, command: list[str], scenario: Scenario, folder: Path) -> Counter[str]:
+def run(
+    server: str, command: list[str], scenario: Scenario, folder: Path
+) -> tuple[Counter[str], Counter[str]]:
     log = folder / f"{server}.log"
     with running_server(command, log, timeout=600) as url, ThreadPoolExecutor(1) as pool:
         pid = scheduler()
@@ -79,12 +93,12 @@ def run(server: str, command: list[str], scenario: Scenario, folder: Path) -> Co
                 for _ in range(3)
             ]
         )
-        counts = sample(pid, folder / f"{server}.txt")
+        found = sample(pid, folder / f"{server}.txt")
         load.result()
-    return counts
+    return found
 
 
-def show(console: Console, title: str, counts: Counter[str]) -> None:
+def show(console: Console, title: str, counts: Counter[str], inclusive: Counter[str]) -> None:
     total = sum(counts.values())
     wrappers = sum(n for f, n in counts.items() if f.startswith("plugins/hook_registry.py"))
     files: Counter[str] = Counter()
@@ -100,6 +114,8 @@ def show(console: Console, title: str, counts: Counter[str]) -> None:
         table.add_row(function, f"{number / total:.1%}")
     for file, number in files.most_common(12):
         table.add_row(f"ours: {file}", f"{number / total:.2%}")
+    for name, number in inclusive.items():
+        table.add_row(name, f"{number / total:.2%}")
     console.print(table)
 
 
@@ -112,7 +128,7 @@ def main() -> None:
         for which, server in RUNS:
             scenario = scenarios[which]
             command = commands(model, scenario.pool, [], folder / "traces")[server]
-            show(console, f"{which}, {server}", run(server, command, scenario, folder))
+            show(console, f"{which}, {server}", *run(server, command, scenario, folder))
 
 
 if __name__ == "__main__":

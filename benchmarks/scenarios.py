@@ -33,7 +33,6 @@ STOCK_EXACT = Variant("stock, exact admission", "stock-exact")
 MEMENTO = Variant("memento", "memento")
 KEEPING = Variant("memento, no eviction", "memento", extra=NEVER)
 FREE = Variant("memento, free, no eviction", "memento", keep=False, extra=NEVER)
-OBSERVED = Variant("memento, metrics and traces", "observed")
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def large_pool(size: Size) -> list[Scenario]:
     three = (STOCK, MEMENTO, KEEPING)
     return [
         Scenario("unpressured", "pool larger than needed", jobs, pool, 8, three, rounds=8),
-        Scenario("no markers", "plain text, memento enabled", words, pool, 8, rounds=12),
+        Scenario("no markers", "plain text, memento enabled", words, pool, 8),
         Scenario("strict emission", "what it costs", jobs, pool, 8, (FREE, KEEPING), rounds=8),
         *(one_round(f"{len(crowd)} at a time", "short requests", crowd, pool) for crowd in crowds),
         *(one_round(f"{some[0].tokens} tokens", "2 at a time", some, pool) for some in lengths),
@@ -138,13 +137,6 @@ def large_pool(size: Size) -> list[Scenario]:
 def one_round(name: str, what: str, jobs: list[Job], pool: int) -> Scenario:
     """All requests at once, on servers that are warm."""
     return Scenario(name, what, jobs, pool, len(jobs), rounds=1, warm_up=False)
-
-
-def observed(size: Size) -> list[Scenario]:
-    """What metrics and traces cost."""
-    jobs = reasoning(size.roomy, size.scale, seed=3)
-    pool = logical(jobs) * 5 // 4
-    return [Scenario("observed", "what it costs", jobs, pool, 8, (MEMENTO, OBSERVED), rounds=12)]
 
 
 def with_blocks(jobs: list[Job], tokens: int) -> list[Job]:

@@ -1,5 +1,6 @@
 """Stock SGLang and memento side by side: `python -m benchmarks.serve`.
 
+What memento costs where it wins nothing is finer than this: see `benchmarks.overhead`.
 All servers of a group run at once and take turns, in changing order, so that a noisy machine hurts
 all. A ratio of speeds is the median over rounds of the ratio within one round. Same prompts and the
 same number of tokens for each (`ignore_eos`), weights at random; memento forces blocks and mementos
@@ -15,6 +16,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.load import Outcome, measure
-from benchmarks.scenarios import SIZES, Scenario, large_pool, longer, observed, small_pool
+from benchmarks.scenarios import SIZES, Scenario, large_pool, longer, small_pool
 from benchmarks.shapes import SHAPES, write_model
 from memento_sgl.demo.server import running_server
 from memento_sgl.environment import has_accelerator
@@ -40,25 +42,25 @@ console = Console(width=150)
 
 def commands(model: Path, pool: int, flags: list[str], traces: Path) -> dict[str, list[str]]:
     """Command line of each kind of server; the same SGLang flags for all."""
-    base = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-    base += [*(() if has_accelerator() else CPU_FLAGS), *COMMON]
-    base += ["--max-total-tokens", str(pool), "--max-running-requests", "256", *flags]
-    memento = [*base, "--enable-memento"]
+    common = ["--model-path", str(model), *(() if has_accelerator() else CPU_FLAGS), *COMMON]
+    common += ["--max-total-tokens", str(pool), "--max-running-requests", "256", *flags]
+    base = [sys.executable, "-m", "sglang.launch_server", *common]
+    observed = [*common, "--enable-memento", "--enable-metrics"]
     return {
         "stock": base,
         "stock-exact": [*base, "--disable-radix-cache"],
-        "memento": memento,
-        "observed": [*memento, "--enable-metrics", "--memento-trace-dir", str(traces)],
+        "memento": [*base, "--enable-memento"],
+        "observed": [*base[:3], *observed, "--memento-trace-dir", str(traces)],
+        "sglang-metrics": [sys.executable, "-m", "benchmarks.sglang_metrics_only", *observed],
     }
 
 
 def run_group(
     scenarios: list[Scenario], model: Path, flags: list[str], rounds: int | None
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Measure scenarios that share one pool size; one dict for each, ready for JSON."""
     needed = {variant.server for scenario in scenarios for variant in scenario.variants}
     (pool,) = {scenario.pool for scenario in scenarios}
-    results = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         urls = {}
@@ -83,9 +85,7 @@ def run_group(
                         )
                     if number:
                         outcomes[variant.name].append(found)
-            results.append(summarise(scenario, outcomes))
-            show(results[-1])
-    return results
+            yield summarise(scenario, outcomes)
 
 
 def summarise(scenario: Scenario, outcomes: dict[str, list[Outcome]]) -> dict[str, Any]:
@@ -182,8 +182,7 @@ def main(
     """Measure tokens/s, running requests, retractions, latencies and KV, as ratios."""
     out.mkdir(parents=True, exist_ok=True)
     wanted = {name.strip() for name in only.split(",") if name.strip()}
-    kinds = (small_pool, longer, large_pool, observed)
-    groups = [make(SIZES[size]) for make in kinds]
+    groups = [make(SIZES[size]) for make in (small_pool, longer, large_pool)]
     known = {scenario.name for group in groups for scenario in group}
     if unknown := wanted - known:
         raise typer.BadParameter(f"no scenario {unknown}; there are: {', '.join(sorted(known))}")
@@ -192,8 +191,10 @@ def main(
         path = write_model(Path(folder) / model, model)
         for group in groups:
             if chosen := [s for s in group if not wanted or s.name in wanted]:
-                results += run_group(chosen, path, flags or [], rounds)
-                (out / "serve.json").write_text(json.dumps(results, indent=1))
+                for result in run_group(chosen, path, flags or [], rounds):
+                    show(result)
+                    results.append(result)
+                    (out / "serve.json").write_text(json.dumps(results, indent=1))
     plot(results, out)
     console.print(f"written: {out / 'serve.json'}, {out / 'serve.svg'}")
 

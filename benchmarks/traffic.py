@@ -16,16 +16,19 @@ BLOCK_TOKENS = 1150
 MEMENTO_TOKENS = 194
 ANSWER_TOKENS = 200
 SPREAD = 0.5  # lengths are uniform within this fraction of their mean
+MARKERS = tuple(range(len(CONTROL), len(CONTROL) + len(VISIBLE)))
 LETTERS = range(len(CONTROL) + len(VISIBLE), len(VOCABULARY))
 
 
 class Job(NamedTuple):
-    """One request: prompt ids, new tokens, memento options, samples of the same prompt."""
+    """One request: prompt ids, new tokens, memento options, samples of the same prompt, tokens
+    that no server may write."""
 
     ids: list[int]
     tokens: int
     options: dict[str, Any]
     samples: int = 1
+    banned: tuple[int, ...] = ()
 
     @property
     def logical(self) -> int:
@@ -60,6 +63,9 @@ def reasoning(
 
 
 def plain(count: int, tokens: int, seed: int) -> list[Job]:
-    """Requests without any structure."""
+    """Requests without any structure. Random weights would write a marker now and then."""
     rng = random.Random(seed)
-    return [Job(rng.choices(LETTERS, k=rng.randint(20, 60)), tokens, {}) for _ in range(count)]
+    return [
+        Job(rng.choices(LETTERS, k=rng.randint(20, 60)), tokens, {}, banned=MARKERS)
+        for _ in range(count)
+    ]
