@@ -59,19 +59,23 @@ def measure(
     concurrency: int,
     *,
     memento: bool,
+    flush: bool = True,
     scheduler: psutil.Process | None = None,
 ) -> Outcome:
-    """Run all jobs, at most `concurrency` requests at a time, on an emptied cache.
+    """Run all jobs, at most `concurrency` requests at a time.
 
     Args:
         log: the server's log: what it says about its decode batches gives running requests and
             KV tokens in use.
         memento: send each job's memento options.
+        flush: empty the cache before.
+        scheduler: whose CPU time is wanted.
 
     Raises:
         RuntimeError: no request came through, or the log says nothing about it.
     """
-    httpx.post(f"{url}/flush_cache", timeout=60).raise_for_status()
+    if flush:
+        httpx.post(f"{url}/flush_cache", timeout=60).raise_for_status()
     start, used = log.stat().st_size, _cpu_seconds(scheduler)
     outcome = asyncio.run(_run(url, jobs, concurrency, memento))
     outcome.cpu_seconds = _cpu_seconds(scheduler) - used

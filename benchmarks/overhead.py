@@ -43,20 +43,25 @@ console = Console(width=120)
 
 @dataclass(frozen=True)
 class Comparison:
-    """Servers by their names in the table; the first is what the others are compared with."""
+    """Servers by their names in the table; the first is what the others are compared with.
+
+    `rounds` are short: the speed of a shared machine changes within seconds.
+    """
 
     name: str
     what: str
     jobs: list[Job]
     servers: dict[str, str]
+    rounds: int
 
 
 COMPARISONS = (
     Comparison(
         "no markers",
         "plain text",
-        plain(16, 300, seed=4),
+        plain(8, 120, seed=4),
         {"stock": "stock", "again": "stock", "memento": "memento"},
+        rounds=40,
     ),
     Comparison(
         "observed",
@@ -64,10 +69,10 @@ COMPARISONS = (
         reasoning(8, 0.05, seed=3),
         {
             "SGLang's metrics only": "sglang-metrics",
-            "again": "sglang-metrics",
             "all metrics and traces": "observed",
             "memento": "memento",
         },
+        rounds=15,
     ),
 )
 
@@ -129,7 +134,13 @@ def one_start(
                 url, log, process = running[server]
                 memento = comparison.servers[server] != "stock"
                 found = measure(
-                    url, log, comparison.jobs, CONCURRENCY, memento=memento, scheduler=process
+                    url,
+                    log,
+                    comparison.jobs,
+                    CONCURRENCY,
+                    memento=memento,
+                    flush=False,
+                    scheduler=process,
                 )
                 if found.failures:
                     raise RuntimeError(f"{server}: {found.failures[0]}")
@@ -170,8 +181,8 @@ def main(
     flags: Annotated[list[str] | None, typer.Argument(help="SGLang flags, behind --")] = None,
     model: Annotated[str, typer.Option(help=" or ".join(SHAPES))] = "tiny",
     only: Annotated[str, typer.Option(help=" or ".join(c.name for c in COMPARISONS))] = "",
-    starts: Annotated[int, typer.Option(min=1, help="Times the servers are started.")] = 6,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds after each start.")] = 10,
+    starts: Annotated[int, typer.Option(min=1, help="Times the servers are started.")] = 8,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Instead of each one's own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for overhead.json.")] = Path("bench-output"),
 ) -> None:
     """Measure the cost of memento without markers, and of metrics and traces, with intervals."""
@@ -184,12 +195,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
         path = write_model(Path(folder) / model, model)
         for comparison in chosen:
-            steps = starts * (rounds + 2) * len(comparison.servers)
+            turns = rounds or comparison.rounds
+            steps = starts * (turns + 2) * len(comparison.servers)
             task = bar.add_task(comparison.name, total=steps)
             results[comparison.name] = []
             for number in range(starts):
                 step = partial(bar.advance, task)
-                found = one_start(comparison, path, flags or [], rounds, number, step)
+                found = one_start(comparison, path, flags or [], turns, number, step)
                 results[comparison.name].append(found)
                 (out / "overhead.json").write_text(json.dumps(results, indent=1))
             show(comparison, results[comparison.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from memento_sgl.config import MementoConfig
@@ -45,12 +46,14 @@ class MarkerIds(NamedTuple):
 
     @property
     def classes(self) -> dict[int, TokenClass]:
-        """Token id to class, for the tokens that are not `OTHER`."""
-        return {
-            token: TokenClass(number)
-            for number, token in enumerate(self, start=1)
-            if token is not None
-        }
+        """Token id to class, for the tokens that are not `OTHER`; a dictionary of one's own."""
+        return _classes(self).copy()
+
+
+@lru_cache
+def _classes(markers: MarkerIds) -> dict[int, TokenClass]:
+    numbered = enumerate(markers, start=1)
+    return {token: TokenClass(number) for number, token in numbered if token is not None}
 
 
 def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> MarkerIds:
