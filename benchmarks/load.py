@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,15 @@ def measure(
     if not (outcome.tokens and outcome.running):
         raise RuntimeError(f"nothing to measure at {url}; failed requests: {outcome.failures[:2]}")
     return outcome
+
+
+def scheduler_process(known: Collection[int] = ()) -> psutil.Process:
+    """The one scheduler process below this one whose id is not `known`."""
+    below = psutil.Process().children(recursive=True)
+    (found,) = (
+        p for p in below if p.pid not in known and "sglang::scheduler" in " ".join(p.cmdline())
+    )
+    return found
 
 
 def _cpu_seconds(process: psutil.Process | None) -> float:

@@ -21,9 +21,9 @@ from rich.table import Table
 
 from benchmarks.traffic import Job, reasoning
 from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.demo.tokenizer import VOCABULARY
-from memento_sgl.emission import Structure
-from memento_sgl.markers import MarkerIds
+from memento_sgl.demo.tokenizer import VOCABULARY, build_tokenizer
+from memento_sgl.emission import NO_STRUCTURE
+from memento_sgl.markers import resolve_markers
 from memento_sgl.metrics import Metrics
 from memento_sgl.request import RequestState
 from memento_sgl.trace_writer import TraceWriter
@@ -32,14 +32,8 @@ from memento_sgl.watch import TREE_COUNTS, Observers, Watch
 BATCH = 8
 """Requests per step: each step reads the tree's counts once."""
 REPEAT = 20
-NAMES = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
-THOUGHT = ("<think>", "</think>")
-MARKERS = MarkerIds(
-    *map(VOCABULARY.index, NAMES),
-    think_start=VOCABULARY.index(THOUGHT[0]),
-    think_end=VOCABULARY.index(THOUGHT[1]),
-)
 CONFIG = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
+MARKERS = resolve_markers(CONFIG, build_tokenizer())
 LETTER = VOCABULARY.index("x")
 
 
@@ -113,7 +107,7 @@ def main() -> None:
         folder.mkdir()
         metrics = Metrics({"model_name": "m", "tp_rank": 0}, {})
         writer = TraceWriter(folder, 1000, 0, lambda _: None)
-        observers = Observers(metrics, writer, False, Structure((), ()))
+        observers = Observers(metrics, writer, False, NO_STRUCTURE)
         for scale in (0.05, 0.1, 1.0):
             jobs = reasoning(8, scale, seed=3)
             seconds(jobs, observers)  # warm

@@ -30,7 +30,7 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
-from benchmarks.load import measure
+from benchmarks.load import measure, scheduler_process
 from benchmarks.serve import commands
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.traffic import Job, plain, reasoning
@@ -94,15 +94,6 @@ class Speeds(dict[str, list[tuple[float, float]]]):
         }
 
 
-def scheduler_below(known: set[int]) -> psutil.Process:
-    """The one scheduler process below this one that is not `known` by its id."""
-    below = psutil.Process().children(recursive=True)
-    (found,) = (
-        p for p in below if p.pid not in known and "sglang::scheduler" in " ".join(p.cmdline())
-    )
-    return found
-
-
 def one_start(
     comparison: Comparison,
     model: Path,
@@ -127,7 +118,7 @@ def one_start(
             kind = comparison.servers[server]
             url = stack.enter_context(running_server(launch[kind], log, timeout=600))
             known = {process.pid for _, _, process in running.values()}
-            running[server] = url, log, scheduler_below(known)
+            running[server] = url, log, scheduler_process(known)
             step()
         for number in range(rounds + 1):
             for server in order.sample(list(running), len(running)):

@@ -16,11 +16,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.load import measure
+from benchmarks.load import measure, scheduler_process
 from benchmarks.scenarios import SIZES, Scenario, large_pool
 from benchmarks.serve import commands
 from benchmarks.shapes import write_model
@@ -44,13 +43,6 @@ OBSERVING = {
     ),
     "SGLang's metrics, with what they call": re.compile(r"/observability/metrics_\w+\.py"),
 }
-
-
-def scheduler() -> int:
-    """Process id of the one scheduler below this process."""
-    below = psutil.Process().children(recursive=True)
-    (found,) = (p.pid for p in below if "sglang::scheduler" in " ".join(p.cmdline()))
-    return found
 
 
 def sample(pid: int, out: Path) -> tuple[Counter[str], Counter[str]]:
@@ -86,7 +78,7 @@ def run(
 ) -> tuple[Counter[str], Counter[str]]:
     log = folder / f"{server}.log"
     with running_server(command, log, timeout=600) as url, ThreadPoolExecutor(1) as pool:
-        pid = scheduler()
+        pid = scheduler_process().pid
         load = pool.submit(
             lambda: [
                 measure(url, log, scenario.jobs, scenario.concurrency, memento=server != "stock")

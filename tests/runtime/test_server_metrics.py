@@ -18,6 +18,7 @@ from conftest import STRICT, Job, Served, random_jobs, request_body
 from observation import (
     Run,
     observe,
+    observed,
     scrape,
     verify_counters,
     verify_row_edits,
@@ -50,7 +51,7 @@ HOSTILE = '../../x y\n"<b>memento event=evict'
 
 def launcher(folder: Path) -> Callable[..., list[str]]:
     def command(model: str, *flags: str) -> list[str]:
-        more = ("--enable-metrics", "--memento-trace-dir", str(folder), "--memento-debug", "true")
+        more = (*observed(folder), "--memento-debug", "true")
         return serve_command(model, *flags, *more, "--log-level", "info")
 
     return command
@@ -140,6 +141,7 @@ def test_all_accounts_agree(run: Run) -> None:
     verify_traces(run)
     assert run.changed("voided_steps_total") > 0
     assert run.changed("evictions_per_step_sum") > 0
+    assert run.changed("recomputed_tokens_total") == 0
 
 
 def test_histograms_are_of_what_was_generated(run: Run) -> None:
