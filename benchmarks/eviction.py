@@ -18,7 +18,7 @@ from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from memento_sgl.config import MementoConfig
-from memento_sgl.eviction import RowEdit, _edit_rows
+from memento_sgl.eviction import RowEdit, edit_rows
 from memento_sgl.markers import MarkerIds
 from memento_sgl.request import Settings
 from memento_sgl.runtime import Runtime
@@ -58,7 +58,7 @@ def measure(block: int, tail: int, row: int, batch: int) -> float:
             rows.req_to_token[slot, :row] = pool.alloc(row).to(torch.int32)
         _wait(device)
         started = time.perf_counter()
-        _edit_rows(runtime, engine, edits)
+        edit_rows(runtime, engine, edits)
         _wait(device)
         if number >= 5:
             times.append(time.perf_counter() - started)

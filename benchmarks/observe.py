@@ -1,127 +1,102 @@
-"""CPU time of metrics and traces alone, without a server: `python -m benchmarks.observe`.
+"""What metrics and traces cost in a running server: `python -m benchmarks.observe`.
 
-Replays requests with the lengths of the paper, times a scale, through what follows a request in the
-scheduler: once with nobody watching, once with Prometheus metrics (multiprocess files, as SGLang
-has them) and trace files, their thread and the files included. The difference is what observing
-costs, per token: to be compared with the scheduler's CPU time per token, which
-`benchmarks.overhead` measures (1 / tokens per CPU second).
+Time of the scheduler process within their functions, the writing thread and its files included, as
+a share of all its CPU time in the same rounds: a busy machine slows both alike. Requests have the
+lengths of the paper, times a scale. `benchmarks.overhead` compares speeds.
 """
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
+import httpx
+import psutil
+import typer
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks.traffic import Job, reasoning
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.demo.tokenizer import VOCABULARY, build_tokenizer
-from memento_sgl.emission import NO_STRUCTURE
-from memento_sgl.markers import resolve_markers
-from memento_sgl.metrics import Metrics
-from memento_sgl.request import RequestState
-from memento_sgl.trace_writer import TraceWriter
-from memento_sgl.watch import TREE_COUNTS, Observers, Watch
+from benchmarks.load import measure, scheduler_process
+from benchmarks.observing import COUNTER, ON
+from benchmarks.serve import commands
+from benchmarks.shapes import write_model
+from benchmarks.traffic import reasoning
+from memento_sgl.demo.server import running_server
 
-BATCH = 8
-"""Requests per step: each step reads the tree's counts once."""
-REPEAT = 20
-CONFIG = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
-MARKERS = resolve_markers(CONFIG, build_tokenizer())
-LETTER = VOCABULARY.index("x")
+CONCURRENCY = 8
+POOL = 80_000
+ROUNDS = {0.05: 10, 0.1: 5, 1.0: 1}
+"""Rounds of eight requests by scale of their lengths."""
+SETTLE = 0.5
+"""Seconds in which a server writes its last traces and answers a signal."""
 
 
-def output_of(job: Job) -> list[int]:
-    """What strict emission makes of a job."""
-    opened, closed, summary, done = MARKERS[:4]
-    options = job.options
-    block = [opened, *[LETTER] * options["max_block_tokens"], closed]
-    block += [summary, *[LETTER] * options["max_summary_tokens"], done]
-    assert MARKERS.think_start is not None
-    assert MARKERS.think_end is not None
-    tokens = [MARKERS.think_start, *block * options["max_blocks"], MARKERS.think_end]
-    return tokens + [LETTER] * max(0, job.tokens - len(tokens))
+def sample(url: str, name: str, label: str) -> dict[str, float]:
+    """A metric of a server by one of its labels, summed over all others."""
+    text = httpx.get(f"{url}/metrics", timeout=60).raise_for_status().text
+    found: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            if one.name == name:
+                value = one.labels[label]
+                found[value] = found.get(value, 0.0) + one.value
+    return found
 
 
-def serve(job: Job, output: list[int], number: int, observers: Observers | None) -> None:
-    """One request, token by token, as the runtime handles it."""
-    state = RequestState(job.ids, CONFIG, MARKERS, RequestOptions.parse(job.options))
-    rid = f"{number:032x}"
-    if observers is not None:
-        state.watch = Watch(observers, rid, state)
-        state.watch.placed(0, more_to_prefill=False)
-    tree = SimpleNamespace(**dict.fromkeys(TREE_COUNTS, 0))
-    marks = frozenset(MARKERS.classes)
-    so_far: list[int] = []
-    for index, token in enumerate(output):
-        so_far.append(token)
-        if observers is not None and index % BATCH == 0:
-            observers.read_tree(tree)
-        if token not in marks or not state.observe(so_far):
-            continue
-        eviction = state.apply()
-        if observers is not None and state.watch is not None:
-            state.watch.evicted(eviction, decoding=True)
-            state.watch.voided()
-            observers.step_evicted(1)
-    record = state.report(so_far)
-    if state.watch is not None:
-        state.watch.finished(_ended(so_far, state.watch.arrived), record)
+def spent(url: str, scheduler: psutil.Process) -> dict[str, float]:
+    """Seconds of metrics and traces so far, by thread."""
+    time.sleep(SETTLE)
+    scheduler.send_signal(ON)
+    time.sleep(SETTLE)
+    return sample(url, f"{COUNTER}_total", "thread")
 
 
-def _ended(output: list[int], started: float) -> Any:
-    """The part of SGLang's request that a trace reads."""
-    return SimpleNamespace(
-        time_stats=SimpleNamespace(forward_entry_time=started, prefill_finished_time=started),
-        finished_reason=SimpleNamespace(to_json=lambda: {"type": "length"}),
-        cached_tokens=0,
-        output_ids_through_stop=output,
-    )
+def row(url: str, log: Path, scale: float, step: Callable[[], None]) -> list[str]:
+    """The table's row for one scale; calls `step` after each round.
 
-
-def seconds(jobs: list[Job], observers: Observers | None) -> float:
-    """CPU seconds of this process for all jobs, REPEAT times; waits for the trace files."""
-    outputs = [output_of(job) for job in jobs]
-    started = time.process_time()
-    for number in range(REPEAT):
-        for job, output in zip(jobs, outputs, strict=True):
-            serve(job, output, number, observers)
-        if observers is not None and observers.traces is not None:
-            observers.traces.drain()
-    return time.process_time() - started
+    Raises:
+        RuntimeError: a request failed.
+    """
+    scheduler, jobs = scheduler_process(), reasoning(8, scale, seed=3)
+    before, tokens, total = spent(url, scheduler), 0, 0.0
+    for _ in range(ROUNDS[scale]):
+        found = measure(url, log, jobs, CONCURRENCY, memento=True, flush=False, scheduler=scheduler)
+        if found.failures:
+            raise RuntimeError(found.failures[0])
+        tokens += found.tokens
+        total += found.cpu_seconds
+        step()
+    after = spent(url, scheduler)
+    took = {thread: after[thread] - before.get(thread, 0.0) for thread in ("scheduler", "writer")}
+    own = sum(took.values())
+    blocks = ROUNDS[scale] * sum(job.options["max_blocks"] for job in jobs)
+    times = (1e6 * own / blocks, 1e6 * own / tokens, 1e6 * total / tokens)
+    shares = (f"{seconds / total:.2%}" for seconds in (own, *took.values()))
+    return [f"paper's x {scale}", str(tokens), str(blocks), *(f"{us:.2f}" for us in times), *shares]
 
 
 def main() -> None:
-    table = Table(title="CPU time of metrics and traces", title_justify="left")
-    for column in ("lengths", "tokens", "blocks", "us per request", "us per block", "us per token"):
+    """Measure the share of metrics and traces in the scheduler's time."""
+    table = Table(title="metrics and traces", title_justify="left")
+    columns = ("lengths", "tokens", "blocks", "us per block", "us per token", "of", "share")
+    for column in (*columns, "scheduler thread", "writer"):
         table.add_column(column, justify="right")
-    with tempfile.TemporaryDirectory() as name:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = name
-        folder = Path(name) / "traces"
-        folder.mkdir()
-        metrics = Metrics({"model_name": "m", "tp_rank": 0}, {})
-        writer = TraceWriter(folder, 1000, 0, lambda _: None)
-        observers = Observers(metrics, writer, False, NO_STRUCTURE)
-        for scale in (0.05, 0.1, 1.0):
-            jobs = reasoning(8, scale, seed=3)
-            seconds(jobs, observers)  # warm
-            extra = (seconds(jobs, observers) - seconds(jobs, None)) / REPEAT
-            tokens = sum(len(output_of(job)) for job in jobs)
-            blocks = sum(job.options["max_blocks"] for job in jobs)
-            table.add_row(
-                f"paper's x {scale}",
-                str(tokens),
-                str(blocks),
-                *(f"{1e6 * extra / n:.2f}" for n in (len(jobs), blocks, tokens)),
-            )
-    Console(width=110).print(table)
+    with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as bar:
+        folder = Path(name)
+        log = folder / "server.log"
+        model = write_model(folder / "tiny", "tiny")
+        command = commands(model, POOL, [], folder / "traces")["observing"]
+        task = bar.add_task("observing", total=sum(ROUNDS.values()))
+        with running_server(command, log, timeout=600) as url:
+            for scale in ROUNDS:
+                table.add_row(*row(url, log, scale, partial(bar.advance, task)))
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

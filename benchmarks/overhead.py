@@ -4,7 +4,8 @@ A few percent are less than two servers of the same kind differ by, so one pair 
 nothing. Each start of the servers gives one ratio: the mean over many short rounds, in which the
 servers take turns in random order. The table shows the mean over starts with its 95 % confidence
 interval (Student's t), by the clock (tokens per second) and by the CPU time of the scheduler
-process (tokens per CPU second). `again` is a second server of the first kind: pure noise.
+process (tokens per CPU second). `again` is the first thing once more: pure noise. Metrics and
+traces are switched on and off within one server, so that nothing else differs.
 
     python -m benchmarks.overhead --only observed --starts 3
 """
@@ -16,12 +17,13 @@ import math
 import random
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import psutil
 import typer
@@ -30,20 +32,34 @@ from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
-from benchmarks.load import measure, scheduler_process
+from benchmarks.load import Outcome, measure, scheduler_process
+from benchmarks.observe import SETTLE, sample
+from benchmarks.observing import OFF, ON
 from benchmarks.serve import commands
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.traffic import Job, plain, reasoning
 from memento_sgl.demo.server import running_server
+from memento_sgl.metrics import PREFIX
 
 CONCURRENCY = 8
 POOL = 40_000
 console = Console(width=120)
 
 
+class Entrant(NamedTuple):
+    """What takes its turn: a server by its kind, those of the same kind told apart by `number`.
+
+    `observed` switches metrics and traces of an `observing` server before each round.
+    """
+
+    kind: str
+    number: int = 0
+    observed: bool | None = None
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Servers by their names in the table; the first is what the others are compared with.
+    """Entrants by their names in the table; the first is what the others are compared with.
 
     `rounds` are short: the speed of a shared machine changes within seconds.
     """
@@ -51,7 +67,7 @@ class Comparison:
     name: str
     what: str
     jobs: list[Job]
-    servers: dict[str, str]
+    entrants: dict[str, Entrant]
     rounds: int
 
 
@@ -60,28 +76,28 @@ COMPARISONS = (
         "no markers",
         "plain text",
         plain(8, 120, seed=4),
-        {"stock": "stock", "again": "stock", "memento": "memento"},
+        {"stock": Entrant("stock"), "again": Entrant("stock", 1), "memento": Entrant("memento")},
         rounds=40,
     ),
     Comparison(
         "observed",
-        "metrics and traces of blocks and evictions; all but `memento` with --enable-metrics",
-        reasoning(8, 0.05, seed=3),
+        "metrics and traces of blocks and evictions, against SGLang's metrics only",
+        reasoning(8, 0.1, seed=3),
         {
-            "SGLang's metrics only": "sglang-metrics",
-            "all metrics and traces": "observed",
-            "memento": "memento",
+            "not observed": Entrant("observing", observed=False),
+            "again": Entrant("observing", observed=False),
+            "observed": Entrant("observing", observed=True),
         },
-        rounds=15,
+        rounds=7,
     ),
 )
 
 
 class Speeds(dict[str, list[tuple[float, float]]]):
-    """Tokens per second and per CPU second of the scheduler, of each round, by server."""
+    """Tokens per second and per CPU second of the scheduler, of each round, by entrant."""
 
     def ratios(self, which: int) -> dict[str, float]:
-        """Mean over rounds of the ratio to the first server; 0: by the clock, 1: by CPU time."""
+        """Mean over rounds of the ratio to the first entrant; 0: by the clock, 1: by CPU time."""
         first, *others = self
         return {
             name: math.exp(
@@ -94,6 +110,14 @@ class Speeds(dict[str, list[tuple[float, float]]]):
         }
 
 
+class Running(NamedTuple):
+    """A server, its log and its scheduler process."""
+
+    url: str
+    log: Path
+    scheduler: psutil.Process
+
+
 def one_start(
     comparison: Comparison,
     model: Path,
@@ -102,43 +126,61 @@ def one_start(
     seed: int,
     step: Callable[[], None],
 ) -> Speeds:
-    """Start the servers and let them take turns; calls `step` after each start and round.
+    """Start the servers and let the entrants take turns; calls `step` after each round.
 
     Raises:
-        RuntimeError: a request failed.
+        RuntimeError: a request failed, or a server was observed when it should not be.
     """
-    speeds = Speeds({name: [] for name in comparison.servers})
+    speeds = Speeds({name: [] for name in comparison.entrants})
     order = random.Random(seed)
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        running: dict[str, tuple[str, Path, psutil.Process]] = {}
+        running: dict[tuple[str, int], Running] = {}
         launch = commands(model, POOL, flags, folder / "traces")
-        for server in order.sample(list(comparison.servers), len(comparison.servers)):
+        needed = sorted(
+            {(entrant.kind, entrant.number) for entrant in comparison.entrants.values()}
+        )
+        for server in order.sample(needed, len(needed)):
             log = folder / f"{len(running)}.log"
-            kind = comparison.servers[server]
-            url = stack.enter_context(running_server(launch[kind], log, timeout=600))
-            known = {process.pid for _, _, process in running.values()}
-            running[server] = url, log, scheduler_process(known)
-            step()
+            url = stack.enter_context(running_server(launch[server[0]], log, timeout=600))
+            known = {one.scheduler.pid for one in running.values()}
+            running[server] = Running(url, log, scheduler_process(known))
         for number in range(rounds + 1):
-            for server in order.sample(list(running), len(running)):
-                url, log, process = running[server]
-                memento = comparison.servers[server] != "stock"
-                found = measure(
-                    url,
-                    log,
-                    comparison.jobs,
-                    CONCURRENCY,
-                    memento=memento,
-                    flush=False,
-                    scheduler=process,
-                )
+            for name in order.sample(list(comparison.entrants), len(comparison.entrants)):
+                entrant = comparison.entrants[name]
+                found = _turn(entrant, running[entrant.kind, entrant.number], comparison.jobs)
                 if found.failures:
-                    raise RuntimeError(f"{server}: {found.failures[0]}")
+                    raise RuntimeError(f"{name}: {found.failures[0]}")
                 if number:  # the first round warms up
-                    speeds[server].append((found.speed, found.tokens / found.cpu_seconds))
+                    speeds[name].append((found.speed, found.tokens / found.cpu_seconds))
                 step()
     return speeds
+
+
+def _turn(entrant: Entrant, server: Running, jobs: list[Job]) -> Outcome:
+    if entrant.observed is not None:
+        server.scheduler.send_signal(ON if entrant.observed else OFF)
+        before = _traces(server.url)
+    found = measure(
+        server.url,
+        server.log,
+        jobs,
+        CONCURRENCY,
+        memento=entrant.kind != "stock",
+        flush=False,
+        scheduler=server.scheduler,
+    )
+    if entrant.observed is not None:
+        time.sleep(SETTLE)
+        traced, expected = _traces(server.url) - before, len(jobs) if entrant.observed else 0
+        if traced != expected:
+            raise RuntimeError(f"{traced} trace files of a round, and not {expected}")
+    return found
+
+
+def _traces(url: str) -> int:
+    """Trace files that a server has written."""
+    return int(sample(url, f"{PREFIX}traces_total", "outcome").get("written", 0))
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -157,7 +199,7 @@ def show(comparison: Comparison, starts: list[Speeds]) -> None:
     table = Table(title=title, title_justify="left")
     for column in ("against the first", "tokens/s", "95 %", "tokens per CPU s", "95 %"):
         table.add_column(column, justify="right")
-    first, *others = comparison.servers
+    first, *others = comparison.entrants
     table.add_row(first, "1", "", "1", "")
     for name in others:
         cells = []
@@ -187,7 +229,7 @@ def main(
         path = write_model(Path(folder) / model, model)
         for comparison in chosen:
             turns = rounds or comparison.rounds
-            steps = starts * (turns + 2) * len(comparison.servers)
+            steps = starts * (turns + 1) * len(comparison.entrants)
             task = bar.add_task(comparison.name, total=steps)
             results[comparison.name] = []
             for number in range(starts):

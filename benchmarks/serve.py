@@ -45,13 +45,13 @@ def commands(model: Path, pool: int, flags: list[str], traces: Path) -> dict[str
     common = ["--model-path", str(model), *(() if has_accelerator() else CPU_FLAGS), *COMMON]
     common += ["--max-total-tokens", str(pool), "--max-running-requests", "256", *flags]
     base = [sys.executable, "-m", "sglang.launch_server", *common]
-    observed = [*common, "--enable-memento", "--enable-metrics"]
+    observed = [*common, "--enable-memento", "--enable-metrics", "--memento-trace-dir", str(traces)]
     return {
         "stock": base,
         "stock-exact": [*base, "--disable-radix-cache"],
         "memento": [*base, "--enable-memento"],
-        "observed": [*base[:3], *observed, "--memento-trace-dir", str(traces)],
-        "sglang-metrics": [sys.executable, "-m", "benchmarks.sglang_metrics_only", *observed],
+        "observed": [*base[:3], *observed],
+        "observing": [sys.executable, "-m", "benchmarks.observing", *observed],
     }
 
 

@@ -23,7 +23,7 @@ from memento_sgl.model_shape import ELEMENT_BYTES, SHAPES, ModelShape, load_shap
 from memento_sgl.simulate import Replayer, Totals, simulate
 from memento_sgl.text_tokens import TextTokenizer
 from memento_sgl.trace_files import BadRow, count_rows, list_trace_files, read_traces
-from memento_sgl.traces import FORMATS, Trace
+from memento_sgl.trace_formats import FORMATS, Trace
 from memento_sgl.view import MOST_SHOWN, Page, drawn
 
 USAGE, BAD_ROWS = 2, 3  # exit codes, those of the pipeline

@@ -13,6 +13,7 @@ machine's own, and only a full block or memento forces its closing marker.
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from memento_sgl.config import Limits, MementoConfig
@@ -81,6 +82,11 @@ CLOSERS = {
     Emit.BLOCK: TokenClass.BLOCK_END,
     Emit.MEMENTO: TokenClass.SUMMARY_END,
 }
+_STRICT = {
+    State.BLOCK: Emit.BLOCK,
+    State.CLOSED: Emit.CLOSED,
+    State.MEMENTO: Emit.MEMENTO,
+}
 TEXT = frozenset(Emit) - {Emit.START, Emit.THOUGHT, Emit.CLOSED}
 """States in which ordinary tokens may be sampled."""
 
@@ -145,13 +151,10 @@ def situation(machine: BlockMachine, index: int, config: MementoConfig) -> Situa
         return Situation(Emit.ANSWER, held, blocks)
     if state in (State.NO_SECTION, State.ROLE):
         return Situation(Emit(state), held, 0)
-    inside = {
-        State.BLOCK: Emit.BLOCK,
-        State.CLOSED: Emit.CLOSED,
-        State.MEMENTO: Emit.MEMENTO,
-        State.OUTSIDE: Emit.THOUGHT if machine.phase is Phase.THOUGHT else Emit.START,
-    }
-    return Situation(inside[state], held, blocks)
+    if state is State.OUTSIDE:
+        begun = machine.phase is Phase.THOUGHT
+        return Situation(Emit.THOUGHT if begun else Emit.START, held, blocks)
+    return Situation(_STRICT[state], held, blocks)
 
 
 def limits_of(config: MementoConfig) -> Limits:
@@ -186,18 +189,24 @@ def permitted(
     state, held, blocks = situation(machine, index, config)
     limits = limits_of(config)
     fewest, most = bounds(state, limits)
-    room = most == 0 or held < most
-    met = {
-        Need.NEVER: False,
-        Need.ROOM: room,
-        Need.CLOSING: held >= fewest,
-        Need.SEPARATOR: held < SEPARATORS,
-        Need.ENOUGH_BLOCKS: blocks >= limits.min_blocks,
-        Need.MORE_BLOCKS: limits.max_blocks == 0 or blocks < limits.max_blocks,
-    }
+    met = (  # in the order of `Need`
+        False,
+        most == 0 or held < most,
+        held >= fewest,
+        held < SEPARATORS,
+        blocks >= limits.min_blocks,
+        limits.max_blocks == 0 or blocks < limits.max_blocks,
+    )
+    return _permitted(state, met, markers, structure)
+
+
+@lru_cache(maxsize=1024)  # all states and conditions of a server
+def _permitted(
+    state: Emit, met: tuple[bool, ...], markers: MarkerIds, structure: Structure
+) -> Permitted:
     special = special_tokens(markers, structure)
     allowed = frozenset(t for t in special if met[need(state, t, markers, structure)])
-    return Permitted(state in TEXT and room, allowed)
+    return Permitted(state in TEXT and met[Need.ROOM], allowed)
 
 
 def is_forced(
@@ -208,11 +217,8 @@ def is_forced(
     structure: Structure,
 ) -> bool:
     """Whether exactly one token may be sampled at logical `index`: always a marker."""
-    state, held, _ = situation(machine, index, config)
-    _, most = bounds(state, limits_of(config))
-    if state in TEXT and (most == 0 or held < most):
-        return False
-    return len(permitted(machine, index, config, markers, structure).special) == 1
+    text, special = permitted(machine, index, config, markers, structure)
+    return not text and len(special) == 1
 
 
 def resolve_structure(tokenizer: Tokenizer | None, ends: set[int]) -> Structure:

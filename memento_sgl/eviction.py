@@ -65,7 +65,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         req.kv_committed_len = req.kv.kv_allocated_len = edit.length
     if not edits:
         return
-    _edit_rows(runtime, batch, edits)
+    edit_rows(runtime, batch, edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
@@ -113,7 +113,7 @@ def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -
     return own
 
 
-def _edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
+def edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
     """Shift the tails of several rows and free what they leave, with one gather and one free."""
     table, allocator = batch.req_to_token_pool.req_to_token, batch.token_to_kv_pool_allocator
     slots = [e.slot for e in edits]

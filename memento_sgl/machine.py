@@ -10,6 +10,7 @@ use this one implementation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -126,6 +127,12 @@ class BlockMachine:
         self._waiting: Block | None = None  # keep_last_block_for_answer
         self._entered = -1  # index at which `state` was entered
         self._block: tuple[int, int] = (-1, -1)
+
+    def copy(self) -> BlockMachine:
+        """An equal machine that goes its own way."""
+        other = copy(self)
+        other.blocks, other.evictions = self.blocks.copy(), self.evictions.copy()
+        return other
 
     def feed(self, index: int, token: int) -> Eviction | None:
         """Take the token at logical `index`; indices must rise. Returns the span now due."""

@@ -15,7 +15,7 @@ from memento_sgl.errors import DataError
 from memento_sgl.machine import Block, BlockMachine, Eviction, replay
 from memento_sgl.markers import resolve_markers
 from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.traces import Trace
+from memento_sgl.trace_formats import Trace
 
 UNKNOWN = -1
 """Id of a token of which a file only has the number."""

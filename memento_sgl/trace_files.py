@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.traces import Trace, traces_of
+from memento_sgl.trace_formats import Trace, traces_of
 
 STDIN = Path("-")
 TEXT = (".txt", ".md")

@@ -18,7 +18,7 @@ from memento_sgl.model_shape import ModelShape
 from memento_sgl.pages import embedded, render_page, verbatim
 from memento_sgl.simulate import Replayer, block_lines
 from memento_sgl.simulate_show import size
-from memento_sgl.traces import Trace
+from memento_sgl.trace_formats import Trace
 
 MOST_SHOWN = 12
 """Requests on a page unless asked for more."""

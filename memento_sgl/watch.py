@@ -1,16 +1,18 @@
 """What metrics, traces and debug lines learn about a request, gathered as it runs.
 
 Nothing here exists unless one of the three is asked for. What happens per token costs nothing: a
-request is looked at when a marker arrives and when its row changes. A `Watch` belongs to one
-request, its `Observers` to the scheduler process.
+request is looked at when a marker arrives and when its row changes. Between two steps of a model
+all code is cold, so markers are only put down when they arrive, and told together when their
+memento closes. A `Watch` belongs to one request, its `Observers` to the scheduler process.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from operator import attrgetter
 from time import perf_counter, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memento_sgl.emission import Structure, is_forced
 from memento_sgl.events import read_marker
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TREE_COUNTS = ("pruned_nodes", "pruned_tokens", "revived_nodes", "revived_tokens")
+_tree_counts = attrgetter(*TREE_COUNTS)  # a tuple; read after every step
 
 
 class Observers:
@@ -63,7 +66,7 @@ class Observers:
         """Take over what a prunable radix tree has counted since the last call."""
         if self.metrics is None:
             return
-        counts = tuple(getattr(tree, name) for name in TREE_COUNTS)
+        counts = _tree_counts(tree)
         if counts == self._tree:
             return
         for name, before, now in zip(TREE_COUNTS, self._tree, counts, strict=True):
@@ -105,6 +108,15 @@ def observers_of(scheduler: Any, config: MementoConfig, structure: Structure) ->
     return Observers(metrics, traces, debug, structure)
 
 
+class Arrived(NamedTuple):
+    """A marker of the output: when it was read, and how many tokens were evicted by then."""
+
+    at: float
+    logical: int
+    token: int
+    evicted: int
+
+
 class Watch:
     """Follows one request from its arrival in the scheduler to its end.
 
@@ -112,7 +124,19 @@ class Watch:
         seen: what happened to it, in order, for its trace.
     """
 
-    __slots__ = ("_counted", "_lost", "_saved", "_to", "arrived", "rid", "seen", "state", "wall")
+    __slots__ = (
+        "_counted",
+        "_lost",
+        "_saved",
+        "_to",
+        "_told",
+        "_untold",
+        "arrived",
+        "rid",
+        "seen",
+        "state",
+        "wall",
+    )
 
     def __init__(self, observers: Observers, rid: str, state: RequestState) -> None:
         self._to = observers
@@ -124,31 +148,47 @@ class Watch:
         self._counted = 0  # evictions counted, so that a replay is not counted again
         self._saved = 0  # this request's part of the gauge
         self._lost = False  # retracted, not placed again yet
+        self._told = state.machine.copy()  # behind the request's own by the markers in `_untold`
+        self._untold: list[Arrived] = []
 
     def feed(self, tokens: Iterable[int], start: int) -> list[Eviction]:
-        """Feed output tokens to the machine as its `feed_all` does, and note what they meant."""
-        machine, due = self.state.machine, []
-        constrained = self.state.config.emission != "off"
-        classes = machine.classes
+        """Feed output tokens to the machine as its `feed_all` does, and put markers down."""
+        state, due = self.state, []
+        machine = state.machine
         for index, token in enumerate(tokens, start):
-            if token not in classes:
+            if token not in machine.classes:
                 continue
+            self._untold.append(Arrived(perf_counter(), index, token, state.evicted))
+            if (eviction := machine.feed(index, token)) is not None:
+                due.append(eviction)
+        if self._to.debug or len(machine.blocks) > len(self._told.blocks):
+            self._tell()
+        return due
+
+    def _tell(self) -> None:
+        """Note what the markers meant that arrived since the last call."""
+        if not self._untold:
+            return
+        machine, config = self._told, self.state.config
+        constrained, forced = config.emission != "off", 0
+        for at, index, token, evicted in self._untold:
+            row = index - evicted
             if constrained and is_forced(
-                machine, index, self.state.config, machine.markers, self._to.structure
+                machine, index, config, machine.markers, self._to.structure
             ):
-                self._note("forced", index)
-                self._add("forced_tokens_total")
-            events, eviction = read_marker(machine, index, token)
+                self._note("forced", index, row, at)
+                forced += 1
+            events, _ = read_marker(machine, index, token)
             for event in events:
-                self._note(event.kind, index, tokens=event.tokens)
+                self._note(event.kind, index, row, at, tokens=event.tokens)
                 if event.kind == "memento_close":
                     self._block_finished(machine.blocks[-1])
-            if eviction is not None:
-                due.append(eviction)
-        return due
+        self._untold.clear()
+        self._add("forced_tokens_total", forced)
 
     def evicted(self, eviction: Eviction, *, decoding: bool) -> None:
         """The row has just lost the span of `eviction`."""
+        self._tell()
         state = self.state
         before = eviction.point - (state.evicted - eviction.tokens)
         rows = state.row(eviction.resume)
@@ -156,15 +196,17 @@ class Watch:
         kind = "replay" if replayed else "evict"
         if self._to.traces is not None:
             self.seen.append(Seen(perf_counter(), kind, state.applied - 1, rows, before))
-        self._line(
-            kind,
-            eviction.point,
-            start=eviction.start,
-            end=eviction.end,
-            resume=eviction.resume,
-            row_start=eviction.start - (state.evicted - eviction.tokens),
-            offset=state.evicted,
-        )
+        if self._to.debug:
+            self._line(
+                kind,
+                eviction.point,
+                state.row(eviction.point),
+                start=eviction.start,
+                end=eviction.end,
+                resume=eviction.resume,
+                row_start=eviction.start - (state.evicted - eviction.tokens),
+                offset=state.evicted,
+            )
         self._add("row_edits_total", value="decode" if decoding else "prefill")
         self._count_evictions(state.applied)
         if decoding:
@@ -172,13 +214,13 @@ class Watch:
 
     def voided(self) -> None:
         """A decode result was ignored; the step is done again."""
-        self._note("void", self.state.length)
+        self._happened("void", self.state.length)
         self._add("voided_steps_total")
 
     def retracted(self, newest: int) -> None:
         """The request is about to lose its row, which holds everything before `newest`, its newest
         token; the state still says what was evicted from it."""
-        self._note("retract", newest)
+        self._happened("retract", newest)
         self._lost = True
         self._set_saved(0)
 
@@ -192,7 +234,7 @@ class Watch:
         if self._lost:
             self._lost = False
             known = known_rows + self.state.evicted
-            self._note("resume", known)
+            self._happened("resume", known)
             if known:
                 self._add("resumptions_total")
                 self._add("resumed_tokens_total", known)
@@ -201,6 +243,7 @@ class Watch:
 
     def finished(self, req: Any, record: Mapping[str, Any]) -> None:
         """The request has ended; `record` is its accounting."""
+        self._tell()
         self._set_saved(0)
         state = self.state
         if (metrics := self._to.metrics) is not None:
@@ -235,16 +278,23 @@ class Watch:
             record=record,
         )
 
-    def _note(self, kind: str, index: int, *, tokens: int | None = None) -> None:
-        if self._to.traces is not None:
-            self.seen.append(Seen(perf_counter(), kind, index, self.state.row(index)))
-        self._line(kind, index, **({} if tokens is None else {"tokens": tokens}))
+    def _happened(self, kind: str, index: int) -> None:
+        """Note something other than a marker, behind the markers before it."""
+        self._tell()
+        self._note(kind, index, self.state.row(index), perf_counter())
 
-    def _line(self, kind: str, index: int, **more: int) -> None:
+    def _note(
+        self, kind: str, index: int, row: int, at: float, *, tokens: int | None = None
+    ) -> None:
+        if self._to.traces is not None:
+            self.seen.append(Seen(at, kind, index, row))
         if self._to.debug:
-            fields = {"index": index, "row": self.state.row(index)} | more
-            text = " ".join(f"{name}={value}" for name, value in fields.items())
-            logger.info("memento event=%s rid=%s %s", kind, plain(self.rid), text)
+            self._line(kind, index, row, **({} if tokens is None else {"tokens": tokens}))
+
+    def _line(self, kind: str, index: int, row: int, **more: int) -> None:
+        fields = {"index": index, "row": row} | more
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        logger.info("memento event=%s rid=%s %s", kind, plain(self.rid), text)
 
     def _block_finished(self, block: Block) -> None:
         if (metrics := self._to.metrics) is None:

@@ -25,7 +25,7 @@ from memento_sgl.machine import replay
 from memento_sgl.model_shape import SHAPES, load_shape
 from memento_sgl.simulate import Replayer, simulate
 from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.traces import traces_of
+from memento_sgl.trace_formats import traces_of
 
 PROBLEMS = held_out(4, sizes=[3, 6])
 ROWS = [

@@ -22,7 +22,7 @@ from memento_sgl.errors import DataError
 from memento_sgl.rollout import RolloutRecord
 from memento_sgl.simulate import Replayer, simulate
 from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.traces import END_OF_TURN, Trace, traces_of
+from memento_sgl.trace_formats import END_OF_TURN, Trace, traces_of
 from memento_sgl.view import Page, drawn
 
 EVIL = "</script><script>window.owned=1</script><!--<b>\u2028&amp;"

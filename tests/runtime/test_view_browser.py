@@ -16,7 +16,7 @@ from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
 from memento_sgl.simulate import Replayer
 from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.traces import Trace, traces_of
+from memento_sgl.trace_formats import Trace, traces_of
 from memento_sgl.view import Page, drawn
 
 playwright = pytest.importorskip("playwright.sync_api")
