@@ -148,9 +148,12 @@ def _event(seen: Seen, evictions: Sequence[Eviction], since: Any) -> dict[str, A
 
 
 def _curve(request: Finished) -> list[tuple[float, int]]:
-    """KV tokens of the row at every moment when their number was known."""
+    """KV tokens of the row at every moment when their number was known; a voided step adds none,
+    and may end before the eviction that voids it is applied."""
     points = []
     for seen in request.seen:
+        if seen.kind == "void":
+            continue
         if seen.kind in ("evict", "replay"):
             points.append((seen.time, seen.before))
         points.append((seen.time, seen.rows))

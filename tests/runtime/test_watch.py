@@ -13,6 +13,7 @@ from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.emission import Structure
 from memento_sgl.markers import MarkerIds
 from memento_sgl.request import RequestState
+from memento_sgl.trace_build import build_trace
 from memento_sgl.watch import Observers, Watch
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
@@ -69,15 +70,22 @@ def play(prompt: list[int], output: list[tuple[int, str]], *, at_once: bool) -> 
             watch.retracted(len(prompt) + len(so_far) - 1)
             state.reset()
             watch.placed(len(prompt), more_to_prefill=False)
-    record = state.report(so_far)
+    finish(state, so_far)
+    return log  # type: ignore[no-any-return]
+
+
+def finish(state: RequestState, output: list[int]) -> dict[str, Any]:
+    """End a request; its accounting."""
+    record = state.report(output)
     ended = SimpleNamespace(
         time_stats=SimpleNamespace(forward_entry_time=0.0, prefill_finished_time=0.0),
         finished_reason=SimpleNamespace(to_json=lambda: {"type": "length"}),
         cached_tokens=0,
-        output_ids_through_stop=so_far,
+        output_ids_through_stop=output,
     )
-    watch.finished(ended, record)
-    return log  # type: ignore[no-any-return]
+    assert state.watch is not None
+    state.watch.finished(ended, record)
+    return record
 
 
 TOKENS = st.lists(
@@ -120,3 +128,17 @@ def test_blocks_are_counted_as_soon_as_they_close() -> None:
     state.observe(CYCLE)
     assert log.totals["blocks_total", "output"] == 1
     assert ("block_tokens", 2) in log.observed
+
+
+def test_a_step_voided_before_its_eviction_is_not_in_the_curve() -> None:
+    """A prefill may come between the two."""
+    log: Any = Log()
+    state = RequestState([], CONFIG, MARKERS, RequestOptions())
+    watch = state.watch = Watch(Observers(None, log, False, Structure((), ())), "r", state)
+    state.observe(CYCLE)
+    watch.voided()
+    watch.evicted(state.apply(), decoding=True)
+    peak = finish(state, [*CYCLE, 0, 0])["peak_kv_tokens"]
+    trace = build_trace(log.finished[0], 0)
+    assert trace["counts"]["void"] == 1
+    assert max(rows for _, rows in trace["kv"]) == peak
