@@ -2,8 +2,9 @@
 
 They are on at first. A signal to the scheduler process switches them off or on, for requests that
 come later; SGLang's own metrics stay on. So what they cost can be seen within one process, where
-nothing else differs. Each signal also brings the counter `COUNTER` of `/metrics` up to date: CPU
-seconds spent on them, by thread. SGLang's child processes import this file again.
+nothing else differs. Each signal also brings the counter `COUNTER` of `/metrics` up to date: the
+seconds spent on them by each thread, by the clock in the scheduler, which is cheap to read, and in
+CPU time in the writer, who waits for files. SGLang's child processes import this file again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from memento_sgl.trace_writer import TraceWriter
 from memento_sgl.watch import Observers, Watch
 
 ON, OFF = signal.SIGUSR1, signal.SIGUSR2
-COUNTER = "memento_benchmark_cpu_seconds"
+COUNTER = "memento_benchmark_seconds"
 TIMED = {
     Watch: ("__init__", "feed", "evicted", "voided", "retracted", "placed", "finished"),
     Observers: ("step_evicted", "read_tree"),
@@ -72,7 +73,7 @@ def install() -> None:
 
         original(runtime, scheduler)
         observers = runtime.observers
-        counter = Counter(COUNTER, "CPU time of metrics and traces.", ["thread"])
+        counter = Counter(COUNTER, "Time spent on metrics and traces.", ["thread"])
 
         def switch(number: int, _frame: object) -> None:
             runtime.observers = observers if number == ON else None

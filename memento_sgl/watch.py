@@ -21,7 +21,7 @@ from memento_sgl.trace_build import Finished, Seen
 from memento_sgl.trace_writer import TraceWriter, check_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping, Sequence
 
     from memento_sgl.config import MementoConfig
     from memento_sgl.machine import Block, Eviction
@@ -151,16 +151,15 @@ class Watch:
         self._told = state.machine.copy()  # behind the request's own by the markers in `_untold`
         self._untold: list[Arrived] = []
 
-    def feed(self, tokens: Iterable[int], start: int) -> list[Eviction]:
-        """Feed output tokens to the machine as its `feed_all` does, and put markers down."""
-        state, due = self.state, []
-        machine = state.machine
-        for index, token in enumerate(tokens, start):
-            if token not in machine.classes:
-                continue
-            self._untold.append(Arrived(perf_counter(), index, token, state.evicted))
-            if (eviction := machine.feed(index, token)) is not None:
-                due.append(eviction)
+    def feed(self, tokens: Sequence[int], start: int) -> list[Eviction]:
+        """Feed output tokens to the machine, and put markers down."""
+        now, machine, evicted = perf_counter(), self.state.machine, self.state.evicted
+        due = machine.feed_all(tokens, start)
+        self._untold += [
+            Arrived(now, index, token, evicted)
+            for index, token in enumerate(tokens, start)
+            if token in machine.classes
+        ]
         if self._to.debug or len(machine.blocks) > len(self._told.blocks):
             self._tell()
         return due
