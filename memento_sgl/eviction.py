@@ -24,6 +24,7 @@ import torch
 from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
+from memento_sgl.staging import staged
 
 
 class RowEdit(NamedTuple):
@@ -70,12 +71,9 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
     device = batch.seq_lens.device
-    less = torch.from_numpy(shrink)
-    batch.seq_lens = batch.seq_lens - less.to(device, non_blocking=True)
-    batch.seq_lens_cpu = batch.seq_lens_cpu - less
-    batch.orig_seq_lens = batch.orig_seq_lens - torch.from_numpy(rewind.astype(np.int32)).to(
-        device, non_blocking=True
-    )
+    batch.seq_lens = batch.seq_lens - staged(shrink, device)
+    batch.seq_lens_cpu = batch.seq_lens_cpu - torch.from_numpy(shrink)
+    batch.orig_seq_lens = batch.orig_seq_lens - staged(rewind, device, torch.int32)
     batch.seq_lens_sum = None
 
 
@@ -133,7 +131,7 @@ def edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
         table[target] = table[source]
     else:
         runtime.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
-    allocator.free(freed)
+    allocator.free_page_ids(freed // page)  # each once; `free` would wait for the device to tell
 
 
 def _at(
@@ -141,7 +139,7 @@ def _at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of several rows of the table: `rows[i]` of the request in `slots[i]`."""
     index = np.stack([np.repeat(slots, [len(r) for r in rows]), np.concatenate(rows)])
-    where, what = torch.from_numpy(index).to(table.device, non_blocking=True)
+    where, what = staged(index, table.device)
     return where, what
 
 
@@ -153,8 +151,8 @@ def _next_page(row: int, page: int) -> int:
 def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     """Apply the eviction whose point the computed part of a prompt has reached, if any.
 
-    Between two segments of a prefill: `prefix_indices` (the row so far) loses the span, and in
-    restart mode the memento too, which the next segment computes again.
+    Between two segments of a prefill: the row so far loses the span, and in restart mode the
+    memento too, which the next segment computes again.
     """
     state: RequestState = req.memento
     upcoming = state.next_eviction
@@ -175,7 +173,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     else:
         length = start + keep_end - end
         runtime.move_kv(slots[start:length], slots[end:keep_end])
-        allocator.free(slots[_next_page(length, page) :: page])
+        allocator.free_page_ids(slots[_next_page(length, page) :: page] // page)
     req.prefix_len = length
     lost = rows - length
     req.kv.kv_committed_len -= lost
