@@ -71,7 +71,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         self.pruned_nodes = self.pruned_tokens = 0
         self.revived_nodes = self.revived_tokens = 0
         super().__init__(params)
-        self.kv_events = _PlainEvents(self.kv_events, markers)
+        self.kv_events = _PlainEvents(self.kv_events, markers)  # type: ignore[has-type]
 
     def reset(self) -> None:
         super().reset()

@@ -39,7 +39,6 @@ class Runtime:
             pays nothing for positions.
         constrained: requests with constrained emission that hold a row; they leave this set by
             themselves when SGLang forgets them.
-        automaton: follows all requests on the device while there are any; made for the first one.
         observers: metrics, traces and debug lines; None: nobody wants to know.
         rhythm: what finished blocks were like, for admission.
         forecast: what running and admitted requests will hold, while a prefill batch is put
@@ -55,7 +54,7 @@ class Runtime:
         self.reread: set[Any] = set()
         self.evicting = False
         self.constrained: WeakSet[Any] = WeakSet()
-        self.automaton: EmissionAutomaton | None = None
+        self._automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
         self.forecast: Forecast | None = None
@@ -177,8 +176,8 @@ class Runtime:
             buffer = self._scheduler.future_map.output_tokens_buf
             where, what = staged([slots, tokens], buffer.device)
             buffer[where] = what.to(buffer.dtype)
-            if self.constrained:
-                self.automaton.load(slots, states)
+            if (automaton := self.automaton) is not None:
+                automaton.load(slots, states)
 
     def _between_forwards(self) -> Any:
         """Device work inside happens after the step in flight has written the tokens and states
@@ -270,22 +269,27 @@ class Runtime:
         state: RequestState = req.memento
         return self.config.foresee_evictions and state.config.evicts
 
+    @property
+    def automaton(self) -> EmissionAutomaton | None:
+        """Follows all requests on the device; None while nobody is constrained."""
+        return self._automaton if self.constrained else None
+
     def _constrain(self, reqs: Sequence[Any], slots: list[int], states: list[RequestState]) -> None:
         """Let the automaton follow these requests, unless nobody is constrained."""
         newly = [req for req in reqs if req.memento.config.emission != "off"]
         if not (newly or self.constrained):
             return
-        if self.automaton is None:
+        if self._automaton is None:
             vocabulary = self._scheduler.model_config.vocab_size
-            self.automaton = EmissionAutomaton(
+            self._automaton = EmissionAutomaton(
                 len(self.offsets), vocabulary, self.markers, self.structure, self.offsets.device
             )
         for req in reqs:
             req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
         with self._between_forwards():
             if not self.constrained:
-                self.automaton.reset()
-            self.automaton.load(slots, states)
+                self._automaton.reset()
+            self._automaton.load(slots, states)
         self.constrained.update(newly)
 
 

@@ -26,10 +26,9 @@ def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
 def around_sample(
     original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any
 ) -> Any:
-    state = runtime.current()
-    if not state.constrained:
+    automaton = runtime.current().automaton
+    if automaton is None:
         return original(runner, logits_output, forward_batch)
-    automaton = state.automaton
     slots = forward_batch.req_pool_indices
     automaton.constrain(slots, logits_output.next_token_logits)
     tokens = original(runner, logits_output, forward_batch)

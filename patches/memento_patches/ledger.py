@@ -444,6 +444,7 @@ def seams(role: str) -> list[Seam]:
 if __name__ == "__main__":
     from memento_patches.guard import fingerprint
 
-    for entry in (*LEDGER, *RELIED):
+    entries: list[Seam | Relied] = [*LEDGER, *RELIED]
+    for entry in entries:
         if (now := fingerprint(entry.target)) != entry.fingerprint:
             print(f"{entry.target}\t{entry.fingerprint or '-'}\t{now}")
