@@ -20,7 +20,7 @@ from collections.abc import Callable
 import httpx
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import RateLimit, Slots, backoff
+from memento_pipeline.limits import RateLimit, Slots, backoff, sleep_until
 from memento_pipeline.wire import Completion, Failure, Prompt, Server
 from memento_sgl.errors import EndpointError, RefusedError, StoppedError
 
@@ -41,6 +41,7 @@ class Llm:
         self._requests = RateLimit(rpm) if rpm else None
         self._tokens = RateLimit(tpm) if tpm else None
         self._stopped: Exception | None = None
+        self._ended = asyncio.Event()  # set when it is stopped
         self._failures = 0  # in a row, over all endpoints
         self._last_success = float("-inf")
         self.retries = 0
@@ -57,7 +58,11 @@ class Llm:
         """Start no further request; those in flight may end. The first reason counts."""
         if self._stopped is None:
             self._stopped = error
+            self._ended.set()
             self._slots.fail_waiting(error)
+            for limit in (self._requests, self._tokens):
+                if limit is not None:
+                    limit.end()
 
     @property
     def stopped(self) -> Exception | None:
@@ -112,7 +117,8 @@ class Llm:
                 )
             if not outcome.wait:
                 tries = failures + overloads
-                await self._sleep(backoff(tries, self.options.backoff, self.options.most_backoff))
+                wait = backoff(tries, self.options.backoff, self.options.most_backoff)
+                await sleep_until(self._ended, wait)
 
     @staticmethod
     def _learn(server: Server, prompt: Prompt, with_schema: bool) -> None:
@@ -125,13 +131,6 @@ class Llm:
                 "endpoint takes no response_format: its answers are parsed strictly instead",
                 extra={"endpoint": server.endpoint.url},
             )
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep, but not beyond the end of the run."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while self._stopped is None and (left := end - loop.time()) > 0:
-            await asyncio.sleep(min(left, 0.25))
 
     async def _try(
         self, server: Server, prompt: Prompt, key: str, schema: bool

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from fault_server import TRANSPORT_FAULTS, FaultServer, spread
+from memento_pipeline import limits
 from memento_pipeline.answers import SCORES, parse_scores
 from memento_pipeline.asking import ask_items
 from memento_pipeline.endpoints import AskOptions, Endpoint
@@ -231,11 +232,11 @@ async def test_a_rate_limit_never_exceeds_its_window(monkeypatch: pytest.MonkeyP
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "time", lambda: now)
 
-    async def sleep(seconds: float) -> None:
+    async def sleep(ended: asyncio.Event, seconds: float) -> None:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(limits, "sleep_until", sleep)
     limit, spent = RateLimit(per_minute=120), []
     for _ in range(500):
         await limit.acquire()
@@ -255,6 +256,68 @@ async def test_cancelled_waits_give_their_place_back() -> None:
     waiting[1].cancel()  # served and cancelled in the same moment
     await asyncio.wait(waiting, timeout=1)
     assert waiting[2].done()
+
+
+@pytest.mark.parametrize("start", [0.95, 0.9, 0.85, 0.8])
+async def test_a_pause_that_ends_between_two_readings_of_the_clock_wakes_who_waits(
+    monkeypatch: pytest.MonkeyPatch, start: float
+) -> None:
+    now = start
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.1
+        return now
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", clock)
+    slot = Slot(1)
+    slot.pause(1.1)
+    waiting = asyncio.create_task(Slots([slot], 1).acquire())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert waiting.done()
+
+
+async def test_a_timer_that_comes_a_tick_early_is_set_again() -> None:
+    now, readings = 0.0, 0
+
+    def clock() -> float:
+        nonlocal readings
+        readings += 1
+        return now
+
+    slot = Slot(1)
+    slot.pause(1e-3)
+    waiting = asyncio.create_task(Slots([slot], 1, clock).acquire())
+    while readings < 5:  # the loop's own clock goes on: its timers come long before this one's end
+        await asyncio.sleep(0.001)
+    assert not waiting.done()
+    now = 1e-3
+    assert await waiting == 0
+
+
+async def test_a_wait_that_ended_with_an_error_can_be_cancelled() -> None:
+    slots = Slots([Slot(1)], 1)
+    assert await slots.acquire() == 0
+    waiting = asyncio.create_task(slots.acquire())
+    await asyncio.sleep(0)
+    slots.fail_waiting(StoppedError("enough"))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_stopping_ends_waits_for_a_rate() -> None:
+    options = FAST.model_copy(update={"requests_per_minute": 0.1})
+    async with FaultServer() as server, Llm([at(server)], options) as llm:
+        await complete(llm)
+        tasks = [asyncio.create_task(complete(llm, number)) for number in range(1, 9)]
+        await asyncio.sleep(0.05)
+        llm.stop(StoppedError("enough"))
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {StoppedError}
 
 
 async def test_an_answer_is_paid_once(tmp_path: Path) -> None:
