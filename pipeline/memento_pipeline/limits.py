@@ -18,6 +18,8 @@ from math import isfinite
 from time import time
 
 WINDOW = 60.0
+START = 4  # places at an endpoint when it has answered for the first time
+OLD = 1 / 3  # of the time allowed: answers that take longer leave room for no more requests
 TROUBLE = 5  # failures in a row, after which an endpoint pauses and is asked one by one
 
 
@@ -65,30 +67,42 @@ class Slot:
     """The adaptive limit of one endpoint.
 
     Until the endpoint has answered once, one request at a time goes there: a wrong key or address
-    costs one call, however many are waiting. So it is again after a row of failures.
+    costs one call, however many are waiting. So it is again after a row of failures. Then a few,
+    and with each answer two more until the first overload: a server that queues what it cannot do
+    at once shows it by the time its answers take, and they must not grow older than allowed.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.limit = float(most)
+        self.limit = float(min(most, START))
         self.in_flight = 0
         self.proven = False
         self.paused_until = 0.0
         self._failures = 0  # in a row
         self._last_cut = float("-inf")
+        self._starting = True  # until the first overload
 
     def room(self, now: float) -> bool:
         allowed = max(1, int(self.limit)) if self.proven else 1
         return now >= self.paused_until and self.in_flight < allowed
 
-    def succeeded(self) -> None:
-        """More room: one place or a twentieth more for each full round of successes."""
+    def succeeded(self, age: float = 0.0) -> None:
+        """More room: one place or a twentieth more for each full round of successes.
+
+        Args:
+            age: how long the answer took, as a part of the time allowed.
+        """
         self.proven = True
         self._failures = 0
-        self.limit = min(self.most, self.limit + max(1 / self.limit, 0.05))
+        if age > OLD:
+            self._starting = False
+            return
+        more = 2.0 if self._starting else max(1 / self.limit, 0.05)
+        self.limit = min(self.most, self.limit + more)
 
     def overloaded(self, sent: float, now: float) -> None:
         """Less room. What was sent before the last cut says nothing about the new limit."""
+        self._starting = False
         if sent >= self._last_cut:
             self.limit = max(1.0, self.limit / 2)
             self._last_cut = now

@@ -72,8 +72,8 @@ class GroupCommit:
             return
         try:
             while (batch := self._next_batch()) is not None:
-                if (error := self._commit(connection, batch)) is not None:
-                    self._fail(error)  # until it is closed: nobody may wait for a dead thread
+                if (broken := self._commit(connection, batch)) is not None:
+                    self._fail(broken)  # until it is closed: nobody may wait for a dead thread
                     return
         finally:
             connection.close()

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from fault_server import TRANSPORT_FAULTS, FaultServer, spread
 from memento_pipeline import limits
-from memento_pipeline.answers import SCORES, parse_scores
+from memento_pipeline.answers import parse_scores, scores_schema
 from memento_pipeline.asking import ask_items
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import RateLimit, Slot, Slots, backoff, retry_after
+from memento_pipeline.limits import START, RateLimit, Slot, Slots, backoff, retry_after
 from memento_pipeline.llm import Llm
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.store import Store
@@ -36,7 +36,7 @@ FAST = AskOptions(backoff=0.01, most_backoff=0.05, timeout=0.3, concurrency=16)
 def prompt(number: int = 0, **changes: object) -> Prompt:
     excerpt = f"first ⟦1⟧ second ⟦2⟧ third number {number}."
     user = f"<excerpt-00>\n{excerpt}\n</excerpt-00>\n\nGrade the cuts 1, 2"
-    return Prompt("trace", "score", "system", user, SCORES)._replace(**changes)
+    return Prompt("trace", "score", "system", user, scores_schema([1, 2]))._replace(**changes)
 
 
 def at(server: FaultServer, **changes: object) -> Endpoint:
@@ -192,10 +192,26 @@ async def test_overload_lowers_concurrency_and_success_raises_it() -> None:
     slot = Slot(8)
     slot.overloaded(sent=0.0, now=1.0)
     slot.overloaded(sent=0.5, now=1.5)  # the same burst: sent before the first cut
-    assert slot.limit == 4
+    assert slot.limit == START / 2
     for _ in range(40):
         slot.succeeded()
     assert slot.limit == 8
+
+
+def test_an_endpoint_starts_with_few_requests_and_is_given_no_more_than_it_does_in_time() -> None:
+    slot = Slot(64)
+    assert slot.room(0.0)
+    slot.in_flight = 1
+    assert not slot.room(0.0)  # one alone, until it has answered
+    slot.succeeded(0.01)
+    assert slot.limit == START + 2
+    for _ in range(29):
+        slot.succeeded(0.01)
+    assert slot.limit == 64  # quick answers: soon all
+    waiting = Slot(64)
+    for _ in range(100):
+        waiting.succeeded(0.4)  # old answers: they stood in the server's own queue
+    assert waiting.limit == START
 
 
 async def test_several_endpoints_share_the_work() -> None:
