@@ -156,6 +156,14 @@ Timeout = Annotated[
     float | None,
     Option("--timeout", help="Seconds for one answer [default: 600].", rich_help_panel=LIMITS),
 ]
+FirstTimeout = Annotated[
+    float | None,
+    Option(
+        "--first-timeout",
+        help="Seconds until an endpoint's very first response [300].",
+        rich_help_panel=LIMITS,
+    ),
+]
 Retries = Annotated[
     int | None, Option("--retries", help="Of one request [default: 8].", rich_help_panel=LIMITS)
 ]
@@ -174,6 +182,14 @@ PriceIn = Annotated[
 PriceOut = Annotated[
     float | None,
     Option("--price-out", help="Dollars per million answer tokens.", rich_help_panel=LIMITS),
+]
+PriceCached = Annotated[
+    float | None,
+    Option(
+        "--price-cached",
+        help="The same, of prompt tokens read from a cache [default: --price-in].",
+        rich_help_panel=LIMITS,
+    ),
 ]
 Budget = Annotated[
     float | None,

@@ -79,7 +79,9 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
         if preview:
             for trace in islice(converted(store), preview):
                 show.preview(Console(), trace)
-        if not values["quiet"]:
+        if values["quiet"]:
+            show.stopped(console, outcome)
+        else:
             show.summary(console, outcome, store.folder)
         # After an early end files would look finished; `memento assemble` writes them if wanted.
         if not (preview or outcome.summary.stopped):
@@ -105,7 +107,9 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
             store.note("options", options.model_dump_json())
             quiet = values["quiet"]
             outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
-            if not quiet:
+            if quiet:
+                show.stopped(console, outcome)
+            else:
                 show.summary(console, outcome, out)
         raise typer.Exit(outcome.exit)
 

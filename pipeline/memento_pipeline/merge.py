@@ -17,7 +17,7 @@ INSERTS = {
     "traces": "INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
     "status = excluded.status, reason = excluded.reason WHERE excluded.status IS NOT NULL",
     "results": "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)",
-    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "rejected": "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?, ?)",
 }
 
