@@ -144,7 +144,7 @@ def _stage_names(names: Sequence[str]) -> list[str]:
 
 
 def _total(options: RunOptions) -> int | None:
-    total = count_rows(list(options.inputs))
+    total = count_rows(options.inputs, options.read, out=options.out)
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
     return None if total is None else -(-total // options.shard.parts)
@@ -153,7 +153,7 @@ def _total(options: RunOptions) -> int | None:
 def _check_files(options: RunOptions) -> None:
     """Wrong names of templates and tokenizers are errors before anything is paid."""
     load_counter(options.tokenizer)
-    template = load_template(options.export.chat_template)
+    template = load_template(options.export.chat_template, options.export.tokenizer)
     if options.export.tokenizer is not None:
         RowTokenizer(options.export.tokenizer, template, options.export.mask_delimiters)
 
