@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
 
@@ -62,7 +61,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         edits.append(edit)
         shrink[i] = edit.old_length - edit.length
         rewind[i] = edit.redone
-        req.kv_committed_len = req.kv.kv_allocated_len = edit.length
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = edit.length
     if not edits:
         return
     edit_rows(runtime, batch, edits)
@@ -92,9 +91,9 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=True)
     return RowEdit(
-        slot=req.req_pool_idx,
+        slot=req.kv.req_pool_idx,
         start=start,
-        free_start=_leave_tree(req, upcoming, start, end, tree),
+        free_start=_leave_tree(req, start, end, tree),
         end=end,
         keep_end=keep_end,
         old_length=row_length,
@@ -104,12 +103,13 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     )
 
 
-def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -> int:
+def _leave_tree(req: Any, start: int, end: int, tree: Any) -> int:
     """Give the tree's part of rows `[start, end)` back to it; returns where the own part begins."""
-    own: int = min(max(start, req.cache_protected_len), end)
+    own: int = min(max(start, req.kv.cache_protected_len), end)
     if own > start:
-        req.cache_protected_len -= own - start
-        tree.drop_span(req, eviction)
+        req.kv.cache_protected_len -= own - start
+        req.kv.cache_inserted_len = min(req.kv.cache_inserted_len, req.kv.cache_protected_len)
+        tree.drop_span(req)
     return own
 
 
@@ -152,34 +152,35 @@ def _next_page(row: int, page: int) -> int:
 def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     """Apply the eviction whose point the computed part of a prompt has reached, if any.
 
-    Between two segments of a prefill: `prefix_indices` (the row so far) loses the span, and in
-    restart mode the memento too, which the next segment computes again.
+    Between two segments of a prefill: the row so far loses the span, and in restart mode the
+    memento too, which the next segment computes again.
     """
     state: RequestState = req.memento
     upcoming = state.next_eviction
-    rows = len(req.prefix_indices)
+    rows = req.prefix_len
     if upcoming is None or state.row(upcoming.point) != rows:
         return
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
     state.apply()
-    slots = req.prefix_indices
-    own = _leave_tree(req, upcoming, start, end, tree)
+    row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+    own = _leave_tree(req, start, end, tree)
+    length = start + keep_end - end
     if (page := allocator.page_size) == 1:
-        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
-        req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
+        allocator.free(torch.cat([row[own:end], row[keep_end:rows]]).to(torch.int64))
+        row[start:length] = row[end:keep_end].clone()
     else:
-        length = start + keep_end - end
-        runtime.move_kv(slots[start:length], slots[end:keep_end])
-        allocator.free(slots[_next_page(length, page) :: page])
-        req.prefix_indices = slots[:length]
-    lost = rows - len(req.prefix_indices)
-    req.kv_committed_len -= lost
+        slots = row[start:rows].to(torch.int64)
+        runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
+        allocator.free(slots[_next_page(length, page) - start :: page])
+    req.prefix_len = length
+    lost = rows - length
+    req.kv.kv_committed_len -= lost
     req.kv.kv_allocated_len -= lost
     req.already_computed -= lost
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=False)
-    req._refresh_fill_ids()
+    req.refresh_fill_ids()
 
 
 def rows_to_next_point(req: Any) -> int | None:
@@ -188,4 +189,4 @@ def rows_to_next_point(req: Any) -> int | None:
     upcoming = state.next_eviction
     if upcoming is None:
         return None
-    return state.row(upcoming.point) - len(req.prefix_indices)
+    return state.row(upcoming.point) - int(req.prefix_len)
