@@ -13,7 +13,7 @@ from memento_sgl import runtime
 from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
 from memento_sgl.ownership import check_ownership, check_ranks
-from memento_sgl.radix_tree import PrunableTree
+from memento_sgl.radix_tree import RadixTree
 from memento_sgl.reasoning import register_parser
 from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
@@ -42,6 +42,13 @@ def before_decode(scheduler: Any, batch: Any) -> None:
         state.feed_replays(batch)
 
 
+def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
+    """Upstream leaves out of the next step who reaches its length with the step in flight: not
+    one whose step in flight is void, it would be lost."""
+    voided = runtime.current().voided
+    return [req for req in finishing if req not in voided] if voided else None
+
+
 def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> None:
     state = runtime.current()
     ignored = state.take_voided(batch) if batch.forward_mode.is_decode() else []
@@ -50,7 +57,7 @@ def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, resu
     else:
         original(scheduler, batch, result)
     state.observe(batch, ignored)
-    if state.observers is not None and isinstance(scheduler.tree_cache, PrunableTree):
+    if state.observers is not None and isinstance(scheduler.tree_cache, RadixTree):
         state.observers.read_tree(scheduler.tree_cache)
     if check_slots():
         check_ownership(scheduler)
