@@ -23,6 +23,7 @@ import torch
 
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
+from memento_sgl.staging import staged
 
 
 class RowEdit(NamedTuple):
@@ -69,12 +70,9 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
     device = batch.seq_lens.device
-    less = torch.from_numpy(shrink)
-    batch.seq_lens = batch.seq_lens - less.to(device, non_blocking=True)
-    batch.seq_lens_cpu = batch.seq_lens_cpu - less
-    batch.orig_seq_lens = batch.orig_seq_lens - torch.from_numpy(rewind.astype(np.int32)).to(
-        device, non_blocking=True
-    )
+    batch.seq_lens = batch.seq_lens - staged(shrink, device)
+    batch.seq_lens_cpu = batch.seq_lens_cpu - torch.from_numpy(shrink)
+    batch.orig_seq_lens = batch.orig_seq_lens - staged(rewind, device, torch.int32)
     batch.seq_lens_sum = None
 
 
@@ -132,7 +130,7 @@ def edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
         table[target] = table[source]
     else:
         runtime.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
-    allocator.free(freed)
+    allocator.free_page_ids(freed // page)  # each once; `free` would wait for the device to tell
 
 
 def _at(
@@ -140,7 +138,7 @@ def _at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of several rows of the table: `rows[i]` of the request in `slots[i]`."""
     index = np.stack([np.repeat(slots, [len(r) for r in rows]), np.concatenate(rows)])
-    where, what = torch.from_numpy(index).to(table.device, non_blocking=True)
+    where, what = staged(index, table.device)
     return where, what
 
 
@@ -172,7 +170,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     else:
         slots = row[start:rows].to(torch.int64)
         runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
-        allocator.free(slots[_next_page(length, page) - start :: page])
+        allocator.free_page_ids(slots[_next_page(length, page) - start :: page] // page)
     req.prefix_len = length
     lost = rows - length
     req.kv.kv_committed_len -= lost

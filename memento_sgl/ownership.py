@@ -79,9 +79,9 @@ def tree_slots(tree: Any) -> list[torch.Tensor]:
     Raises:
         AssertionError: sizes, links or locks of the tree contradict each other.
     """
-    root = getattr(tree, "root_node", None)
-    if root is None:
+    if tree.disable:
         return []
+    root = tree.root_node
     found, sizes, stack = [], {True: 0, False: 0}, [root]
     while stack:
         node = stack.pop()

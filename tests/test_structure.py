@@ -23,7 +23,9 @@ RUNTIME = {
     "memento_sgl/reasoning.py",
     "memento_sgl/reservation.py",
     "memento_sgl/serving.py",
+    "memento_sgl/staging.py",
     "memento_sgl/launch.py",
+    "memento_sgl/watch.py",
 }
 
 PROGRAMS = {  # SGLang's frontend language, never its runtime
