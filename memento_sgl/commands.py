@@ -119,7 +119,7 @@ def _check_platform() -> bool:
 
 def _check_seams() -> bool:
     from memento_patches.guard import check_version, problems
-    from memento_patches.ledger import LEDGER, RELIED
+    from memento_patches.ledger import LEDGER, RELIED, Relied, Seam
 
     from memento_sgl.errors import PatchError
 
@@ -128,7 +128,7 @@ def _check_seams() -> bool:
     except PatchError as error:
         _explain_version(str(error))
         return False
-    entries = [*LEDGER, *RELIED]
+    entries: list[Seam | Relied] = [*LEDGER, *RELIED]
     wrong = problems(entries)
     for line in wrong:
         console.print(f"[red]seam[/]        {escape(line)}", soft_wrap=True)
