@@ -12,6 +12,7 @@ import typer
 import memento_sgl.commands
 import memento_sgl.commands_offline
 import memento_sgl.commands_trace
+import memento_sgl.commands_train
 
 app = typer.Typer(
     name="memento",
@@ -28,6 +29,7 @@ memento_frontend.commands_eval.register(app)
 memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
+memento_sgl.commands_train.register(app)
 
 
 def main() -> None:
