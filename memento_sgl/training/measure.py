@@ -38,7 +38,6 @@ class Measured:
         return asdict(self)
 
 
-@torch.no_grad()
 def measure(
     model: Any, rows: Sequence[TrainingRow], stage: Stage, markers: Sequence[int]
 ) -> Measured:
@@ -48,6 +47,13 @@ def measure(
         markers: ids of block start and end, memento start and end, in this order.
     """
     model.eval()
+    with torch.no_grad():
+        return _measure(model, rows, stage, markers)
+
+
+def _measure(
+    model: Any, rows: Sequence[TrainingRow], stage: Stage, markers: Sequence[int]
+) -> Measured:
     loss = learned = right = marked = 0.0
     for row in rows:
         logits = _logits(model, row, stage)[:-1].float()

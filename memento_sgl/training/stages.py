@@ -20,7 +20,7 @@ from memento_sgl.errors import ConfigError, StoreError
 from memento_sgl.markers import resolve_markers
 from memento_sgl.training.measure import Measured, measure
 from memento_sgl.training.rows import Stage, TrainingRow, check_tokens, pack_rows
-from memento_sgl.training.trainer import MementoTrainer, Packs, Watchful, collate
+from memento_sgl.training.trainer import MementoTrainer, collate, packs_dataset
 
 Attention = Literal["auto", "sdpa", "flex_attention"]
 SETTINGS, DONE = "training.json", "done.json"
@@ -143,16 +143,15 @@ class Training:
             model=model,
             args=self._arguments(folder / "checkpoints"),
             attention=self.attention,
-            train_dataset=Packs(pack_rows(self.rows, stage, settings.pack_tokens)),
+            train_dataset=packs_dataset(pack_rows(self.rows, stage, settings.pack_tokens)),
             data_collator=collate,
             processing_class=self.tokenizer,
-            callbacks=[Watchful()],
             peft_config=self._lora(model) if settings.lora else None,
         )
         checkpoints = folder / "checkpoints"
         last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
         trainer.train(resume_from_checkpoint=last)
-        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        trained = trainer.trained_model()
         if settings.lora:
             trained = trained.merge_and_unload()
             if trainer.is_world_process_zero():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from datasets import Dataset
 from trl import SFTTrainer
 
 from memento_sgl.errors import DataError
@@ -16,28 +16,16 @@ from memento_sgl.masks import flex_mask_of, sdpa_mask_of
 from memento_sgl.training.rows import Packed
 
 
-class Packs(Dataset[dict[str, torch.Tensor]]):
-    """Packed sequences as the trainer's dataset."""
-
-    column_names: ClassVar = list(Packed._fields)
-
-    def __init__(self, packs: list[Packed]) -> None:
-        self._packs = packs
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {
-            name: torch.from_numpy(values).to(torch.int64)
-            for name, values in self._packs[index]._asdict().items()
-        }
+def packs_dataset(packs: Sequence[Packed]) -> Dataset:
+    """Packed sequences as TRL wants them."""
+    columns = {name: [getattr(each, name) for each in packs] for name in Packed._fields}
+    return Dataset.from_dict(columns).with_format("torch")
 
 
 def collate(features: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """A batch of one packed sequence; `[1, U]` each."""
     (only,) = features
-    return {name: values[None] for name, values in only.items()}
+    return {name: values[None].to(torch.int64) for name, values in only.items()}
 
 
 class MementoTrainer(SFTTrainer):  # type: ignore[misc]
@@ -51,7 +39,17 @@ class MementoTrainer(SFTTrainer):  # type: ignore[misc]
         self._mask: Any = None
         super().__init__(*args, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
-        model.register_forward_pre_hook(self._attend, with_kwargs=True)
+        self._hook = model.register_forward_pre_hook(self._attend, with_kwargs=True)
+        head = model.get_output_embeddings()
+        if not hasattr(head, "bias"):
+            # TRL reads the head's weight and bias; PEFT's wrapper of token rows has no bias.
+            head.bias = None
+        self._counted = (0.0, time.perf_counter())
+
+    def trained_model(self) -> Any:
+        """The model when training is over, without the mask of the last step."""
+        self._hook.remove()
+        return self.accelerator.unwrap_model(self.model)
 
     def _attend(self, _model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return args, kwargs | {"attention_mask": self._mask}
@@ -60,22 +58,20 @@ class MementoTrainer(SFTTrainer):  # type: ignore[misc]
         self._mask = self._make_mask(inputs.pop("hidden_from")[0])
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds tokens/s.
 
-class Watchful(TrainerCallback):  # type: ignore[misc]
-    """Adds tokens/s to each log line, and ends a run whose loss is no number."""
-
-    def __init__(self) -> None:
-        self._since = time.perf_counter()
-        self._tokens = 0
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        if not math.isfinite(float(logs["loss"])):
-            raise DataError(
-                f"the loss is {logs['loss']} at step {state.global_step}: lower --learning-rate "
-                "(the last checkpoint is untouched)"
-            )
-        tokens, now = int(logs.get("num_tokens", 0)), time.perf_counter()
-        logs["tokens_per_second"] = round((tokens - self._tokens) / (now - self._since), 1)
-        self._tokens, self._since = tokens, now
+        Raises:
+            DataError: the loss is no number.
+        """
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise DataError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: lower "
+                    "--learning-rate (the last checkpoint is untouched)"
+                )
+            tokens, now = self._total_train_tokens, time.perf_counter()
+            speed = (tokens - self._counted[0]) / (now - self._counted[1])
+            logs = logs | {"tokens_per_second": round(speed, 1)}
+            self._counted = (tokens, now)
+        super().log(logs, *args, **kwargs)

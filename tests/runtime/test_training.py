@@ -6,6 +6,8 @@ import json
 import random
 import shutil
 import string
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,18 +148,18 @@ def test_the_loss_of_a_step_is_that_of_the_reference_mask(
 @pytest.fixture
 def crash(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Ends training behind so many optimizer steps, as a kill would."""
-    from memento_sgl.training.trainer import Watchful
+    from memento_sgl.training.trainer import MementoTrainer
 
     left = {"steps": 10**9}
-    before = Watchful.on_log
+    before = MementoTrainer.log
 
-    def on_log(self: Any, *args: Any, **kwargs: Any) -> None:
+    def log(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self, *args, **kwargs)
         left["steps"] -= 1
         if left["steps"] == 0:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Watchful, "on_log", on_log)
+    monkeypatch.setattr(MementoTrainer, "log", log)
     return left
 
 
@@ -302,3 +304,24 @@ def test_the_command(model: Path, rows: list[TrainingRow], tmp_path: Path) -> No
     refused = CliRunner().invoke(app, ["train", "./none", str(data), "--out", str(tmp_path)])
     assert refused.exit_code == 2
     assert "no model folder" in refused.output
+
+
+@pytest.mark.external
+def test_two_processes(model: Path, rows: list[TrainingRow], tmp_path: Path) -> None:
+    """The same run on two CPU processes gives the same model as on one, sums in another order."""
+    data = write_rows(tmp_path / "rows.parquet", rows)
+    found = []
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--cpu",
+            "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "-m", "memento_sgl.cli", "train", str(model), str(data), "--out", str(out), "--stages",
+            "memento", "--batch-size", "4", "--pack-tokens", "256", "--epochs", "1",
+            "--held-out", "4", "--in-order",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(weights(out / "1-memento"))
+    for name, one in found[0].items():
+        assert (one - found[1][name]).abs().max() < 1e-5, name
