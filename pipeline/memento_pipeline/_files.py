@@ -62,13 +62,20 @@ def read_rows(file: Path) -> Rows:
 
 
 def count_file_rows(file: Path) -> int | None:
-    """Rows of a file without parsing them; None for compressed text."""
+    """Rows of a file without parsing them; None for compressed text.
+
+    Raises:
+        DataError: a Parquet or Arrow file that cannot be read.
+    """
     if file.suffix == ".gz":
         return None
-    if file.suffix == ".parquet":
-        return int(pq.read_metadata(file).num_rows)
-    if file.suffix == ".arrow":
-        return sum(int(batch.num_rows) for batch in _arrow_batches(file))
+    try:
+        if file.suffix == ".parquet":
+            return int(pq.read_metadata(file).num_rows)
+        if file.suffix == ".arrow":
+            return sum(int(batch.num_rows) for batch in _arrow_batches(file))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
     with file.open("rb") as lines:
         return sum(1 for line in lines if line.strip())
 
@@ -95,8 +102,8 @@ def _parse(line: bytes) -> Mapping[str, Any] | RowError:
     excerpt = line[:400].decode("utf-8", "backslashreplace")
     try:
         row = json.loads(line)
-    except UnicodeDecodeError as error:
-        return RowError(f"not UTF-8: {error}", excerpt)
+    except UnicodeDecodeError:
+        return RowError("not UTF-8", excerpt)
     except (json.JSONDecodeError, RecursionError) as error:
         torn = "" if line.endswith(b"\n") else "; the line is torn off"
         return RowError(f"not valid JSON: {error}{torn}", excerpt)

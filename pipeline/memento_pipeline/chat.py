@@ -59,7 +59,10 @@ def load_template(source: str) -> ChatTemplate:
     """
     path = Path(source)
     if path.is_file():
-        return ChatTemplate(path.read_text(encoding="utf-8"))
+        try:
+            return ChatTemplate(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat template {source!r} cannot be read: {error}") from None
     try:
         return ChatTemplate(project_template(source))
     except FileNotFoundError as error:
