@@ -62,7 +62,7 @@ def memento(
 def main() -> None:
     """Run the command line. A mistake, or Ctrl-C at any moment, is one line on standard error."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="memento", standalone_mode=False))
     except UsageError as error:
         ctx = getattr(error, "ctx", None)
         if type(error).__name__ == "NoArgsIsHelpError":

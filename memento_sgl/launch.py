@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from multiprocessing import resource_tracker
 from typing import Any
 
 INTERRUPTED = 130
@@ -23,6 +24,10 @@ def block_interrupts() -> None:
 
 def _end_on_interrupt() -> None:
     signal.sigwait({signal.SIGINT})
+    _stopped()
+
+
+def _stopped() -> None:
     print("memento: stopped", file=sys.stderr, flush=True)
     end(INTERRUPTED)
 
@@ -56,6 +61,8 @@ def _without_usage(_parser: argparse.ArgumentParser, _file: Any = None) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, lambda *_: _stopped())
+    resource_tracker.ensure_running()  # its start takes the block away: not later
     block_interrupts()
     threading.Thread(target=_end_on_interrupt, daemon=True).start()
     arguments = _arguments(sys.argv[1:])

@@ -16,7 +16,7 @@ Needs a running server, by default the one of `memento serve MODEL` on this mach
 
     memento serve demo --port 30000
 
-    memento think "Total mod 100? a372 b91 c55"
+    memento think "Digit sum mod 100? a372 b91 c55"
 
 Any OpenAI-compatible server works; without mementos there is just less to see:
 
