@@ -20,6 +20,7 @@ from memento_sgl.templates import template_path
 if TYPE_CHECKING:
     from rich.console import Console
 
+PACKAGES = ("memento-sgl", "sglang", "torch", "transformers")
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -115,47 +116,52 @@ def doctor() -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     healthy = True
-    console.print(f"python      {platform.python_version()} on {platform.machine()}")
-    for package in ("memento-sgl", "sglang", "torch", "transformers"):
+    console.print(f"python       {platform.python_version()} on {platform.machine()}")
+    for package in PACKAGES:
         try:
-            console.print(f"{package:<11} {version(package)}")
+            console.print(f"{package:<13}{version(package)}")
         except PackageNotFoundError:
             healthy = False
             hint = escape("pip install 'memento-sgl[serve]'")
-            console.print(f"{package:<11} [red]not installed[/]: {hint}")
+            console.print(f"{package:<13}[red]not installed[/]: {hint}")
     if healthy:
-        healthy = _check_platform(console) and _check_seams(console)
+        _show_platform(console)
+        healthy = _check_seams(console)
     unready = "[red]not ready to serve[/]; the data pipeline and the client need none of this"
     console.print("[green]ready to serve[/]" if healthy else unready)
     raise typer.Exit(0 if healthy else 1)
 
 
-def _check_platform(console: Console) -> bool:
-    import torch
+def _show_platform(console: Console) -> None:
+    from memento_sgl.environment import has_accelerator
 
-    if torch.cuda.is_available():
-        console.print(f"platform    {torch.cuda.get_device_name()} (CUDA {torch.version.cuda})")
-    else:
-        console.print("platform    CPU in plain PyTorch: functionality, not speed")
-    return True
+    name = "CPU in plain PyTorch: functionality, not speed"
+    if has_accelerator():
+        import torch
+
+        name = "an accelerator that is not CUDA"
+        if torch.cuda.is_available():
+            name = f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})"
+    console.print(f"platform     {name}")
 
 
 def _check_seams(console: Console) -> bool:
-    from memento_patches.guard import check_version, problems
+    from memento_patches.guard import check_version
     from memento_patches.ledger import LEDGER
+    from memento_patches.on_disk import problems_on_disk
     from rich.markup import escape
 
     from memento_sgl.errors import PatchError
 
     try:
         check_version()
-        wrong = problems(LEDGER)
+        wrong = problems_on_disk(LEDGER)
     except PatchError as error:
         wrong = [str(error)]
     for line in wrong:
-        console.print(f"[red]seam[/]        {escape(line)}", soft_wrap=True)
+        console.print(f"[red]seam[/]         {escape(line)}", soft_wrap=True)
     if not wrong:
-        console.print(f"seams       {len(LEDGER)} of {len(LEDGER)} as expected")
+        console.print(f"seams        {len(LEDGER)} of {len(LEDGER)} as expected")
     return not wrong
 
 

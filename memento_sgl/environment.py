@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from memento_sgl.errors import ConfigError
+
+
+# NVIDIA, the same under WSL, AMD, Intel. Accelerators of other makers have plugins of their own.
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
 
 
 def check_slots() -> bool:
@@ -54,7 +59,10 @@ def misses_forced() -> bool:
 
 
 def has_accelerator() -> bool:
-    """Whether PyTorch sees a device other than the CPU."""
+    """Whether PyTorch sees a device other than the CPU. Not asked where there cannot be one: its
+    import takes seconds."""
+    if sys.platform == "linux" and not any(Path(name).exists() for name in DEVICE_FILES):
+        return False
     import torch
 
     return any(backend.is_available() for backend in (torch.cuda, torch.xpu, torch.backends.mps))

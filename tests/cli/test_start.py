@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 import pytest
+from memento_patches.ledger import SGLANG_VERSION
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from memento_sgl import __version__
 from memento_sgl.cli import app
 from memento_sgl.demo.server import free_port
+from memento_sgl.environment import has_accelerator
 
 # Runs each command line of a JSON list in one process: exit code, standard output and error, and
 # what has been imported by then.
@@ -218,6 +220,45 @@ def test_what_comes_on_standard_input_is_no_question(
     ((code, out, err, _),) = run([["think", "-"]], tmp_path, stdin=data)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
+
+
+DOCTOR = """
+import dataclasses, sys
+import memento_patches.ledger as ledger
+from memento_sgl.cli import main
+
+if sys.argv.pop() == "changed":
+    first = dataclasses.replace(ledger.LEDGER[0], fingerprint="0" * 16)
+    ledger.LEDGER = (first, *ledger.LEDGER[1:])
+sys.argv = ["memento", "doctor"]
+try:
+    main()
+finally:
+    assert not {"sglang", "torch"} & sys.modules.keys()
+"""
+
+
+@pytest.mark.parametrize("state", ["whole", "changed"])
+def test_doctor_looks_without_importing(state: str) -> None:
+    pytest.importorskip("sglang")
+    if has_accelerator():
+        pytest.skip("torch is imported to name the accelerator")
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR, state],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert f"sglang       {SGLANG_VERSION}" in lines
+    if state == "whole":
+        assert (done.returncode, lines[-1]) == (0, "ready to serve")
+    else:
+        assert done.returncode == 1
+        assert "ServerArgs.add_cli_args has changed (fingerprint " in done.stdout
+        assert lines[-1].startswith("not ready to serve")
 
 
 def blocked(process: psutil.Process) -> bool:

@@ -13,6 +13,7 @@ pytest.importorskip("sglang")
 
 from memento_patches.guard import fingerprint, load_hook, problems, resolve, unapplied
 from memento_patches.ledger import LEDGER, Seam, seams
+from memento_patches.on_disk import fingerprint_on_disk, problems_on_disk
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +28,9 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 def test_ledger_is_complete_and_true() -> None:
     assert problems(LEDGER) == []
+    assert [fingerprint_on_disk(seam.target) for seam in LEDGER] == [
+        fingerprint(seam.target) for seam in LEDGER
+    ]
     assert len({seam.target for seam in LEDGER}) == len(LEDGER)
     for seam in LEDGER:
         assert seam.why
@@ -41,7 +45,7 @@ def test_every_hook_function_is_in_the_ledger() -> None:
     import memento_patches
 
     listed = {seam.hook for seam in LEDGER}
-    internal = {"ledger", "guard", "plugin"}
+    internal = {"ledger", "guard", "plugin", "on_disk"}
     for info in pkgutil.iter_modules(memento_patches.__path__):
         if info.name in internal:
             continue
@@ -59,6 +63,8 @@ def test_a_missing_and_a_changed_target_are_named() -> None:
         LEDGER[0].target, "AFTER", "output:before_payload", "bootstrap", "w", "r", "0" * 16
     )
     lines = problems([gone, changed])
+    assert "does not exist" in problems_on_disk([gone])[0]
+    assert problems_on_disk([changed]) == lines[1:]
     assert "sglang.srt.server_args.Nothing.x does not exist" in lines[0]
     assert f"{LEDGER[0].target} has changed" in lines[1]
     assert fingerprint(LEDGER[0].target) == LEDGER[0].fingerprint
