@@ -8,6 +8,7 @@ from typing import Annotated
 
 import memento_frontend.commands
 import memento_frontend.commands_batch
+import memento_frontend.commands_eval
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
@@ -18,7 +19,7 @@ import memento_sgl.commands_trace
 from memento_sgl import __version__
 from memento_sgl.errors import MementoError
 
-ASKING = {"think", "batch"}  # commands that ask a Memento server
+ASKING = {"think", "batch", "eval"}  # commands that ask a Memento server
 USAGE, INTERRUPTED = 2, 130  # exit codes
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -33,6 +34,7 @@ memento_sgl.commands.register(app)
 memento_sgl.commands_trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
+memento_frontend.commands_eval.register(app)
 memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)

@@ -146,23 +146,47 @@ def _show_platform(console: Console) -> None:
 
 
 def _check_seams(console: Console) -> bool:
+    """Compare SGLang's files with the ledger; importing SGLang would take many seconds."""
     from memento_patches.guard import check_version
-    from memento_patches.ledger import LEDGER
-    from memento_patches.on_disk import problems_on_disk
+    from memento_patches.ledger import LEDGER, RELIED
+    from memento_patches.source import find
     from rich.markup import escape
 
     from memento_sgl.errors import PatchError
 
+    spec = find_spec("sglang")
+    assert spec is not None
+    assert spec.origin is not None
+    site = Path(spec.origin).parents[1]
     try:
         check_version()
-        wrong = problems_on_disk(LEDGER)
     except PatchError as error:
-        wrong = [str(error)]
-    for line in wrong:
-        console.print(f"[red]seam[/]         {escape(line)}", soft_wrap=True)
-    if not wrong:
-        console.print(f"seams        {len(LEDGER)} of {len(LEDGER)} as expected")
-    return not wrong
+        for line in _explained(str(error), site):
+            console.print(f"[red]sglang[/]       {escape(line)}")
+        return False
+    entries = [*LEDGER, *RELIED]
+    healthy = True
+    for entry in entries:
+        found = find(site, entry.target)
+        if found is None or found.fingerprint != entry.fingerprint:
+            healthy = False
+            state = "does not exist" if found is None else "has changed"
+            console.print(f"[red]seam[/]         {escape(entry.target)} {state}")
+    if healthy:
+        console.print(f"seams        {len(entries)} of {len(entries)} as expected")
+    return healthy
+
+
+def _explained(mismatch: str, site: Path) -> list[str]:
+    """What to do about an SGLang that this release is not made for."""
+    from memento_patches.compare import outlook
+
+    return [
+        mismatch,
+        "(another release of memento-sgl may be made for the installed one: see CHANGELOG.md)",
+        outlook(site),
+        "to move memento-sgl itself: docs/upgrade.md",
+    ]
 
 
 def demo(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from memento_sgl.errors import ConfigError
 
-
 # NVIDIA, the same under WSL, AMD, Intel. Accelerators of other makers have plugins of their own.
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
 

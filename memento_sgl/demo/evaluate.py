@@ -105,7 +105,7 @@ def card(training: dict[str, Any], count: int) -> str:
     )
     steps, seconds = training["steps"], training["seconds"]
     more = "".join(
-        f"\nThen {count} more steps of the second stage ({time} s), for other words in the question."
+        f"\nThen {count} more steps of the second stage ({time} s): the question was reworded."
         for count, time in zip(steps[2:], seconds[2:], strict=True)
     )
     return f"""---

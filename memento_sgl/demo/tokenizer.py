@@ -26,8 +26,9 @@ VISIBLE = [
 ]
 UNKNOWN = "\ufffd"
 CHARACTERS = ["\n", *(chr(code) for code in range(32, 127)), UNKNOWN]
-LIMIT = f"""{{#- Groups of up to {MAX_DIGITS} digits were learned; of longer ones the sum would be wrong. -#}}
-{{%- for word in (messages[-1].content if messages and messages[-1].content is string else '').split() -%}}
+LIMIT = f"""{{#- Groups of up to {MAX_DIGITS} digits were learned; longer ones would be summed wrong. -#}}
+{{%- set asked = messages[-1].content if messages else '' -%}}
+{{%- for word in (asked if asked is string else '').split() -%}}
 {{%- if word[1:].isdigit() and word | length > {MAX_DIGITS + 1} -%}}
 {{{{ raise_exception(word ~ ': the embedded model adds groups of at most {MAX_DIGITS} digits') }}}}
 {{%- endif -%}}

@@ -126,17 +126,17 @@ def served(monkeypatch: pytest.MonkeyPatch, *line: str) -> list[str]:
     pytest.importorskip("sglang")
     became: list[list[str]] = []
 
-    class Gone(Exception):
+    class GoneError(Exception):
         pass
 
     def execute(_program: str, arguments: list[str]) -> None:
         became.append(arguments)
-        raise Gone
+        raise GoneError
 
     monkeypatch.setattr(os, "execv", execute)
     monkeypatch.setattr("memento_sgl.launch.block_interrupts", lambda: None)
     monkeypatch.setattr(sys, "argv", ["memento", "serve", *line])
-    with pytest.raises(Gone):
+    with pytest.raises(GoneError):
         cli.main()
     return became[0][3:]
 
@@ -157,7 +157,8 @@ def test_the_served_name_is_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flags_of_the_server_from_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write_text(
         f"[serve]\nport = {free_port()}\nmemento-debug = true\nenable-metrics = true\n"
-        "disable-radix-cache = false\nmemento-keep-last-n-blocks = 1\ncuda-graph-bs-decode = [1, 2]\n"
+        "disable-radix-cache = false\nmemento-keep-last-n-blocks = 1\n"
+        "cuda-graph-bs-decode = [1, 2]\n"
     )
     line = served(monkeypatch, "demo", "--memento-keep-last-n-blocks", "2")
     given = line[line.index("--memento-debug") :]

@@ -1,7 +1,7 @@
 """The queries of the Grafana dashboard in a real Prometheus (Debian package `prometheus`).
 
-Two targets: one answers with the installed prometheus_client, which chooses the spelling of names by
-what the scraper accepts, one always with colons, as its versions before 0.23 did.
+Two targets: one answers with the installed prometheus_client, which chooses the spelling of names
+by what the scraper accepts, one always with colons, as its versions before 0.23 did.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def test_every_query_has_data_from_both(scraped: tuple[str, list[str]]) -> None:
 
 def test_both_spellings_were_scraped(scraped: tuple[str, list[str]]) -> None:
     """Else the test above would not show anything."""
-    url, instances = scraped
+    url, _ = scraped
     spelled = {
         item["metric"]["__name__"]
         for item in ask(url, '{__name__=~"sglang[:_]memento_blocks_total"}')
