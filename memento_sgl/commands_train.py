@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
 
 HELP = """Train a Memento model in the paper's two stages: full attention, then the Memento mask.
@@ -67,11 +66,14 @@ def train(
 
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_sgl.errors import MementoError, StoreError
 
     say = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        return _train(values, say)
+        return _train(values)
     except KeyboardInterrupt:
         say.print("interrupted: give the same command to go on at the last checkpoint")
         return 130
@@ -80,7 +82,7 @@ def _run(values: dict[str, Any]) -> int:
         return 6 if isinstance(error, StoreError) else 2
 
 
-def _train(values: dict[str, Any], say: Console) -> int:
+def _train(values: dict[str, Any]) -> int:
     from memento_sgl.errors import ConfigError
     from memento_sgl.training.rows import read_training_rows
 
@@ -108,9 +110,10 @@ def _train(values: dict[str, Any], say: Console) -> int:
     settings = TrainSettings(model=model, stages=stages, **values)
     training = Training(read_training_rows(data), out, settings)
     tokens = sum(len(row.input_ids) for row in training.rows)
-    say.print(
+    print(
         f"{len(training.rows):,} rows, {tokens:,} tokens, {len(training.held_out):,} held out; "
-        f"attention: {training.attention}"
+        f"attention: {training.attention}",
+        file=sys.stderr,
     )
     if dry_run:
         for name, gigabytes in memory_of_a_step(training, settings).items():

@@ -315,7 +315,8 @@ def test_two_processes(model: Path, rows: list[TrainingRow], tmp_path: Path) -> 
         out = tmp_path / str(count)
         command = [
             sys.executable, "-m", "accelerate.commands.launch", "--cpu",
-            "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+            "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no",
+            "--dynamo_backend", "no",
             "-m", "memento_sgl.cli", "train", str(model), str(data), "--out", str(out), "--stages",
             "memento", "--batch-size", "4", "--pack-tokens", "256", "--epochs", "1",
             "--held-out", "4", "--in-order",
