@@ -181,6 +181,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="423efd2207bcaef1",
     ),
     Seam(
+        target=f"{_SCHEDULER}._should_defer_prefill",
+        kind="AFTER",
+        hook="scheduler:between_segments",
+        role="scheduler",
+        why="decode steps of other requests run between the segments of a prompt",
+        retire="a prefill interval that a prefill policy can set",
+        fingerprint="ed4f8b727d43049c",
+    ),
+    Seam(
         target=f"{_SCHEDULER}._reqs_finishing_inflight",
         kind="AFTER",
         hook="scheduler:not_voided",
