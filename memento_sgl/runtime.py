@@ -160,7 +160,7 @@ class Runtime:
             state: RequestState = req.memento
             index = state.replay
             assert index is not None
-            slots.append(req.req_pool_idx)
+            slots.append(req.kv.req_pool_idx)
             if index < state.prompt_len:
                 tokens.append(req.origin_input_ids[index])
             else:
@@ -206,7 +206,7 @@ class Runtime:
     def place(self, batch: Any) -> None:
         """After a prefill batch got its slots: their offsets and states of emission."""
         states = [req.memento for req in batch.reqs]
-        slots = [req.req_pool_idx for req in batch.reqs]
+        slots = [req.kv.req_pool_idx for req in batch.reqs]
         for req in batch.reqs:
             req.cached_tokens_device = req.cached_tokens  # logical, and there is no other source
         if self.evicting or any(state.evicted for state in states):
@@ -224,7 +224,7 @@ class Runtime:
             for req in batch.reqs:
                 if (watch := req.memento.watch) is not None:
                     unfinished = req.inflight_middle_chunks > 0
-                    watch.placed(len(req.prefix_indices), more_to_prefill=unfinished)
+                    watch.placed(req.prefix_len, more_to_prefill=unfinished)
 
     def set_offsets(self, slots: list[int], evicted: list[int]) -> None:
         self.evicting = True

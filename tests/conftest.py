@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -116,15 +117,23 @@ class Served:
             for (ids, _, options), answer in zip(jobs, answers, strict=True)
         )
 
+    def loads(self) -> list[dict[str, Any]]:
+        """What each scheduler holds, as SGLang tells: requests running and waiting, slots used."""
+        loads: list[dict[str, Any]]
+        loads = httpx.get(f"{self.url}/v1/loads", timeout=60).raise_for_status().json()["loads"]
+        assert loads
+        return loads
+
     def assert_all_slots_free(self) -> None:
         """Nothing runs, nothing waits, no KV slot is in use."""
         for _ in range(50):
-            loads = httpx.get(f"{self.url}/get_load", timeout=30).json()
+            loads = self.loads()
             if all(
-                load["num_reqs"] == load["num_waiting_reqs"] == load["num_tokens"] == 0
+                load["num_running_reqs"] == load["num_waiting_reqs"] == load["num_used_tokens"] == 0
                 for load in loads
             ):
                 return
+            time.sleep(0.1)  # SGLang publishes them from time to time
         raise AssertionError(loads)
 
 

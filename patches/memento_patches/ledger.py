@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-SGLANG_VERSION = "0.5.17"
+SGLANG_VERSION = "0.5.23"
 
 
 @dataclass(frozen=True, slots=True)
 class Seam:
-    """One wrapped function of SGLang 0.5.17.
+    """One wrapped function of SGLang 0.5.23.
 
     Attributes:
         target: dotted name of the function.
@@ -50,7 +50,7 @@ LEDGER: tuple[Seam, ...] = (
         role="bootstrap",
         why="the --enable-memento and --memento-* flags",
         retire="an argument hook for plugins",
-        fingerprint="0acc07dc354bfa76",
+        fingerprint="df3d3401de761b19",
     ),
     Seam(
         target="sglang.srt.server_args.ServerArgs.from_cli_args",
@@ -59,7 +59,7 @@ LEDGER: tuple[Seam, ...] = (
         role="bootstrap",
         why="check the flags and the model before anything is started",
         retire="an argument hook for plugins",
-        fingerprint="74460fbf23feea26",
+        fingerprint="c3fd183233a8b816",
     ),
     Seam(
         target=f"{_SCHEDULER}.__init__",
@@ -68,7 +68,7 @@ LEDGER: tuple[Seam, ...] = (
         role="bootstrap",
         why="apply the scheduler's seams in its own process, only when enabled",
         retire="plugins that see the server arguments",
-        fingerprint="ef18a94255e45fd5",
+        fingerprint="93ad4787d25f76ee",
     ),
     Seam(
         target=f"{_TOKENIZER}._create_tokenized_object",
@@ -77,7 +77,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="answer 400 to bad per-request options",
         retire="a request validation hook",
-        fingerprint="318a56ace9818507",
+        fingerprint="686ca460c80fadab",
     ),
     Seam(
         target=f"{_TOKENIZER}._handle_batch_output",
@@ -86,7 +86,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="take the accounting out of the per-token side channel",
         retire="per-request customized_info",
-        fingerprint="2a7f3f978ae1bbf2",
+        fingerprint="f1b8fa668166772d",
     ),
     Seam(
         target=f"{_TOKENIZER}._wait_one_response",
@@ -95,7 +95,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why='meta_info["memento"] of the final answer',
         retire="per-request customized_info",
-        fingerprint="e17db51a1d5dad32",
+        fingerprint="9dc2084d18b1cc7d",
     ),
     Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._process_messages",
@@ -104,7 +104,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="a template that drops system messages must not do so silently",
         retire="templates that can log",
-        fingerprint="4054f88990f62b90",
+        fingerprint="80c3dd4837287a83",
     ),
     Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._patch_reasoning_skip_special_tokens",
@@ -113,7 +113,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="tags that are special tokens must reach the reasoning parser",
         retire="a detector that says which tokens it needs",
-        fingerprint="792be2bf7d6d44cf",
+        fingerprint="5325acf55d008b64",
     ),
     Seam(
         target="sglang.srt.parser.reasoning_parser.ReasoningParser.__init__",
@@ -122,7 +122,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="the reasoning parser depends on the markers, the request's options and its prompt",
         retire="detectors that see the request",
-        fingerprint="920f3ab10787ee1a",
+        fingerprint="0ca76ebd2ed90c74",
     ),
     Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._build_chat_response",
@@ -131,7 +131,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="accounting in chat completions",
         retire="an extension point for response metadata",
-        fingerprint="b36debeb58b8d7b5",
+        fingerprint="5ce2f980064ba9c0",
     ),
     Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._generate_chat_stream",
@@ -140,7 +140,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="accounting in the final chunk of a chat stream",
         retire="an extension point for response metadata",
-        fingerprint="df524df1eb1de040",
+        fingerprint="564bfc9d5f263b8c",
     ),
     Seam(
         target=f"{_OPENAI}.serving_completions.OpenAIServingCompletion._build_completion_response",
@@ -149,7 +149,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="accounting in completions",
         retire="an extension point for response metadata",
-        fingerprint="3ce0d4effe8cf218",
+        fingerprint="9af59ebbd4bfe18f",
     ),
     Seam(
         target=f"{_OPENAI}.serving_completions.OpenAIServingCompletion._generate_completion_stream",
@@ -158,7 +158,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="accounting in the final chunk of a completion stream",
         retire="an extension point for response metadata",
-        fingerprint="97cf189000a933f4",
+        fingerprint="fe1d7b5f8571fc1f",
     ),
     Seam(
         target=f"{_SCHEDULER}.init_overlap",
@@ -167,7 +167,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="bind to the request table and the relay of sampled tokens",
         retire="a plugin callback after scheduler set-up",
-        fingerprint="6649af9f6cd80c48",
+        fingerprint="06f2eebcd7a93b90",
     ),
     Seam(
         target=f"{_SCHEDULER}.update_running_batch",
@@ -176,7 +176,16 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="evict before memory is checked and the next decode step is prepared",
         retire="a scheduler callback before decode",
-        fingerprint="5d4e056357a4e536",
+        fingerprint="423efd2207bcaef1",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}._reqs_finishing_inflight",
+        kind="AFTER",
+        hook="scheduler:not_voided",
+        role="scheduler",
+        why="a step in flight that is going to be ignored does not finish its request",
+        retire="a per-request result callback",
+        fingerprint="9708f74c69d9e13b",
     ),
     Seam(
         target=f"{_SCHEDULER}.process_batch_result",
@@ -185,7 +194,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="skip voided steps; find evictions that became due",
         retire="a per-request result callback",
-        fingerprint="89adb4bce2136e96",
+        fingerprint="a67c683e53477b43",
     ),
     Seam(
         target=f"{_BATCH}.Req.__init__",
@@ -194,16 +203,16 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="attach the request's state",
         retire="typed plugin state on requests",
-        fingerprint="1347346eb958f3e5",
+        fingerprint="e0df8400c10c643f",
     ),
     Seam(
-        target=f"{_BATCH}.Req._refresh_fill_ids",
+        target=f"{_BATCH}.Req.refresh_fill_ids",
         kind="AROUND",
         hook="schedule_batch:around_refresh_fill_ids",
         role="scheduler",
         why="the row of a request with evictions holds its visible tokens only",
         retire="row coordinates upstream",
-        fingerprint="a197422d9161fd97",
+        fingerprint="3bf8d057538660e5",
     ),
     Seam(
         target=f"{_BATCH}.release_req",
@@ -212,7 +221,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a retracted request leaves its KV in the radix tree",
         retire="insertion on retraction upstream",
-        fingerprint="d4331967c8e9c257",
+        fingerprint="e9a690b5c7084bb5",
     ),
     Seam(
         target=f"{_BATCH}.Req.reset_for_retract",
@@ -221,7 +230,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a retracted row is rebuilt by replaying its evictions",
         retire="row coordinates upstream",
-        fingerprint="e07f9ccbd55de682",
+        fingerprint="0b95c75babd5f3b1",
     ),
     Seam(
         target=f"{_BATCH}.ScheduleBatch.prepare_for_extend",
@@ -230,7 +239,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="position offsets of the slots that a prefill uses",
         retire="logical positions upstream",
-        fingerprint="27862b721630c623",
+        fingerprint="fa20f429824aa4ee",
     ),
     Seam(
         target=f"{_BATCH}.ScheduleBatch.cumulate_penalty_output_tokens",
@@ -248,7 +257,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="reserve what running requests will hold after their evictions",
         retire="a reservation hook in the prefill policy",
-        fingerprint="5b450328ed853f7d",
+        fingerprint="901ca00e6d44aff4",
     ),
     Seam(
         target=f"{_SCHEDULER}.init_req_max_new_tokens",
@@ -257,7 +266,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a request that evicts may write more tokens than the pool holds",
         retire="separate limits for tokens and rows",
-        fingerprint="202ef3e52b64e95b",
+        fingerprint="1abc60c5742826f1",
     ),
     Seam(
         target="sglang.srt.managers.utils.validate_input_length",
@@ -275,7 +284,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a request that outgrows the pool ends with its output and what to do",
         retire="output in SGLang's own out-of-memory abort",
-        fingerprint="11db2dfbea85770b",
+        fingerprint="02ab71312420ca65",
     ),
     Seam(
         target=f"{_POLICY}.add_one_req",
@@ -284,7 +293,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a prefill ends before each eviction point; reserve what a request will hold",
         retire="segment ends in the prefill policy",
-        fingerprint="5e88d3ab43c32b9e",
+        fingerprint="194314fb5aba05df",
     ),
     Seam(
         target=f"{_POLICY}.add_chunked_req",
@@ -293,7 +302,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="evict between the segments of a prefill",
         retire="segment ends in the prefill policy",
-        fingerprint="bd89cdcf19fcb51e",
+        fingerprint="59878bb13f9146e0",
     ),
     Seam(
         target="sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -302,7 +311,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="rope positions are logical while rows are physical",
         retire="logical positions upstream",
-        fingerprint="9f0c899f3ac9a7cc",
+        fingerprint="a8507017588bae5b",
     ),
     Seam(
         target="sglang.srt.model_executor.model_runner.ModelRunner.sample",
@@ -311,7 +320,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="constrained emission",
         retire="custom constraints on the device",
-        fingerprint="223dc64369624dc2",
+        fingerprint="274c34149a33b550",
     ),
     Seam(
         target="sglang.srt.constrained.reasoner_grammar_backend.ReasonerGrammarBackend.__init__",
@@ -320,7 +329,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="a reasoning parser breaks constrained answers with outlines and llguidance",
         retire="mask functions on the base class of grammar backends",
-        fingerprint="ee90ae3f4f1ae4b8",
+        fingerprint="6996b9d6ed4c1f93",
     ),
     Seam(
         target=f"{_STREAMER}.SchedulerOutputStreamer._stream_output_generation",
@@ -329,7 +338,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="which requests a message is about",
         retire="per-request customized_info",
-        fingerprint="aa576ead853eecd1",
+        fingerprint="780af7bac6eeb18d",
     ),
     Seam(
         target=f"{_STREAMER}._GenerationStreamAccumulator.to_payload",
@@ -338,7 +347,7 @@ LEDGER: tuple[Seam, ...] = (
         role="scheduler",
         why="send a finished request's accounting along",
         retire="per-request customized_info",
-        fingerprint="a304dd7182c1ad89",
+        fingerprint="4c066400347176ee",
     ),
 )
 

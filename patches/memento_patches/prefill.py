@@ -33,10 +33,10 @@ def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -
     if state.forecast is None:
         return _add_next_segment(original, adder, req)
     # Its whole prompt was reserved when it came in: no budget but the memory there is.
-    adder.rem_total_token_offset = 0
+    adder.memory_budget.total_offset = 0
     rest = _add_next_segment(original, adder, req)
     state.forecast.add(newcomer(state, req, adder.page_size))
-    adder.rem_total_token_offset = state.forecast.peak
+    adder.memory_budget.total_offset = state.forecast.peak
     return rest
 
 
@@ -60,15 +60,15 @@ def around_add_one_req(
     reserved: float = entrant.peak_need
     if not alone:
         reserved = state.forecast.peak_with(entrant) - state.forecast.peak
-    before, added = adder.rem_total_token_offset, len(adder.can_run_list)
+    before, added = adder.memory_budget.total_offset, len(adder.can_run_list)
     # SGLang checks its own figure: make up for the difference meanwhile.
-    adder.rem_total_token_offset += reserved - stock_reservation(adder, req)
+    adder.memory_budget.total_offset += reserved - stock_reservation(adder, req)
     with without_simulation(req):
         outcome = _add_first_segment(*arguments)
-    adder.rem_total_token_offset = before
+    adder.memory_budget.total_offset = before
     if len(adder.can_run_list) > added:
         state.forecast.add(entrant)
-        adder.rem_total_token_offset = state.forecast.peak
+        adder.memory_budget.total_offset = state.forecast.peak
         return adder.budget_state()
     if alone and outcome is AddReqResult.NO_TOKEN:
         give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
@@ -86,7 +86,7 @@ def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any
     budget = adder.rem_chunk_tokens
     adder.rem_chunk_tokens = min(budget, limit)
     rest = original(adder, req)
-    adder.rem_chunk_tokens = budget - req.extend_range.length
+    adder.rem_chunk_tokens = budget - req.extend_len
     return rest
 
 
@@ -102,7 +102,7 @@ def _add_first_segment(
     taken = has_chunked_req or adder.new_chunked_req is not None
     limit = rows_to_next_point(req)
     if limit is None:
-        rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        rest = len(req.full_untruncated_fill_ids) - req.prefix_len
         if taken and adder.ceil_paged_tokens(rest) > adder.rem_chunk_tokens:
             return AddReqResult.OTHER
         return original(adder, req, has_chunked_req, truncation_align_size)
@@ -113,7 +113,7 @@ def _add_first_segment(
     adder.rem_chunk_tokens = min(budget, limit)
     with _segments_end_inside_pages(adder):
         outcome = original(adder, req, has_chunked_req, truncation_align_size)
-    used = req.extend_range.length if len(adder.can_run_list) > added else 0
+    used = req.extend_len if len(adder.can_run_list) > added else 0
     adder.rem_chunk_tokens = budget - used
     return adder.budget_state() if used else outcome
 
@@ -123,13 +123,15 @@ def _segments_end_inside_pages(adder: Any) -> Iterator[None]:
     """Upstream cuts a first chunk at a page border, and an eviction point lies anywhere: count in
     single slots meanwhile, the rest of the page that upstream reserves for a request set aside."""
     page, added = adder.page_size, len(adder.can_run_list)
-    adder.rem_total_token_offset += page - 1
-    adder.cur_rem_token_offset += page - 1
-    adder.page_size = 1
+    adder.memory_budget.total_offset += page - 1
+    adder.memory_budget.current_offset += page - 1
+    overhead = adder.per_req_token_overhead
+    adder.page_size = adder.memory_budget.page_size = adder.per_req_token_overhead = 1
     try:
         yield
     finally:
-        adder.page_size = page
+        adder.page_size = adder.memory_budget.page_size = page
+        adder.per_req_token_overhead = overhead
         if len(adder.can_run_list) == added:
-            adder.rem_total_token_offset -= page - 1
-            adder.cur_rem_token_offset -= page - 1
+            adder.memory_budget.total_offset -= page - 1
+            adder.memory_budget.current_offset -= page - 1

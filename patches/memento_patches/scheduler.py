@@ -42,6 +42,13 @@ def before_decode(scheduler: Any, batch: Any) -> None:
         state.feed_replays(batch)
 
 
+def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
+    """Upstream leaves out of the next step who reaches its length with the step in flight: not
+    one whose step in flight is void, it would be lost."""
+    voided = runtime.current().voided
+    return [req for req in finishing if req not in voided] if voided else None
+
+
 def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> None:
     state = runtime.current()
     ignored = state.take_voided(batch) if batch.forward_mode.is_decode() else []

@@ -43,11 +43,16 @@ def take_records(manager: Any, recv_obj: Any) -> None:
     recv_obj.customized_info = wrap_as_pickle(info) if info else None
 
 
-async def add_record(
+def add_record(
     original: Callable[..., Any], manager: Any, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
+    """Upstream looks the request up when this is called, before the first answer is awaited."""
+    return _with_record(original(manager, obj, request), obj)
+
+
+async def _with_record(answers: AsyncIterator[Any], obj: Any) -> AsyncIterator[Any]:
     try:
-        async for answer in original(manager, obj, request):
+        async for answer in answers:
             if (record := _records.pop(obj.rid, None)) is not None:
                 answer["meta_info"][KEY] = record
             yield answer

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from conftest import STRICT, Served, random_jobs, verify_strict_samples
 from observation import observed, verify_observed
@@ -39,11 +38,6 @@ def retractions(answers: list[dict[str, Any]]) -> int:
     return sum(answer["meta_info"]["num_retractions"] for answer in answers)
 
 
-def load_of(server: Served) -> dict[str, Any]:
-    load: dict[str, Any] = httpx.get(f"{server.url}/get_load", timeout=30).json()[0]
-    return load
-
-
 def verify_retraction_after_evictions(server: Served, seed: int) -> None:
     """SGLang retracts the request with the shortest output. Beside a long one, that is the same one
     every three steps, before and after each of its evictions."""
@@ -51,7 +45,7 @@ def verify_retraction_after_evictions(server: Served, seed: int) -> None:
     beside = (random_jobs(1, seed)[0][0], 1200, {"enable": False})
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(server.generate_many, [beside], 1)
-        while not long.done() and not load_of(server)["num_reqs"]:
+        while not long.done() and not server.loads()[0]["num_running_reqs"]:
             time.sleep(0.05)
         answers = server.generate_many(victims, concurrency=1)
         long.result()

@@ -287,13 +287,8 @@ async def test_aborting_at_random_moments_leaks_nothing(server: Served) -> None:
 
         await asyncio.gather(*(job(ids) for ids, _, _ in jobs))
     for _ in range(100):
-        if server.post("/get_load") and _idle(server):
+        if not server.loads()[0]["num_running_reqs"]:
             break
         await asyncio.sleep(0.2)
     server.assert_all_slots_free()
     assert server.verify_many(random_jobs(4, seed=10), concurrency=4) > 0
-
-
-def _idle(server: Served) -> bool:
-    (load,) = httpx.get(f"{server.url}/get_load", timeout=30).json()
-    return bool(load["num_reqs"] == 0)
