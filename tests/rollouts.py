@@ -144,7 +144,7 @@ class Trainer:
 
         Args:
             kept: the KV of `old` stayed in the request (`in_place`), or all was computed again.
-            boundaries: rows inside the prompt at which `new` may have begun.
+            boundaries: rows inside the prompt at which `new` may have begun; 0: at once.
         """
         from memento_sgl.reference_updates import Phase, kept_logits, recomputed_logits
 
@@ -155,11 +155,13 @@ class Trainer:
             return None
         first = wrong[0].position - 1
         rows = list(range(first, max(0, first - LOOK_BACK), -1)) if kept else [first]
-        rows += [row for row in boundaries if row not in rows]
+        rows += [row for row in reversed(boundaries) if row not in rows]
         logits_of: Callable[..., Any] = kept_logits if kept else recomputed_logits
         closest: list[Any] = []
         for row in rows:
-            phases = [Phase(self.models[old], 0), Phase(self.models[new], row)]
+            phases = [Phase(self.models[new], row)]
+            if row:
+                phases.insert(0, Phase(self.models[old], 0))
             found = self.mismatches(partial(logits_of, phases), ids, answer, options)
             if not found:
                 return row

@@ -40,6 +40,7 @@ _POLICY = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 _STREAMER = "sglang.srt.managers.scheduler_components.output_streamer"
 
 LEDGER: tuple[Seam, ...] = (
@@ -348,6 +349,78 @@ LEDGER: tuple[Seam, ...] = (
         why="send a finished request's accounting along",
         retire="per-request customized_info",
         fingerprint="4c066400347176ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_disk",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b67dc2a5cf3170ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_distributed",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b059149de4f9db82",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_tensor",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="a4090c8ac4ac997e",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_ipc",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="95b259ffd946a8ac",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.end_weight_update",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights may have been written from outside meanwhile (RDMA)",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="7cd4623a8689f548",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.resume_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights or KV come back without their content",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="363929aa4d9ef3a4",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.release_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_release",
+        role="scheduler",
+        why="on a CPU it would end the server of a torch that was built with CUDA",
+        retire="a wait for the device in use upstream",
+        fingerprint="ca8fd1908a792450",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.check_weights",
+        kind="AROUND",
+        hook="weights:around_check",
+        role="scheduler",
+        why="one of its actions overwrites the weights",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="2c88eb372020a5bd",
     ),
 )
 
