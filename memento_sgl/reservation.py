@@ -1,7 +1,7 @@
 """From SGLang's requests to what admission foresees of them, and back into its budget.
 
-SGLang's budget is `free and evictable slots - rem_total_token_offset`; a request comes in if its
-own reservation stays below that. Both figures are replaced by those of `admission`.
+SGLang's budget is `free and evictable slots - memory_budget.total_offset`; a request comes in if
+its own reservation stays below that. Both figures are replaced by those of `admission`.
 """
 
 from __future__ import annotations

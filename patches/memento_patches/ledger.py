@@ -1,8 +1,11 @@
 """Every seam of SGLang that is touched: the only list there is, read by the guard and by tests.
 
+`LEDGER` lists what is wrapped, `RELIED` what is not, but has to stay as it is.
+
 `role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
 parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
-`python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint.
+`python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint;
+`python -m memento_patches.compare` compares two installed versions.
 """
 
 from __future__ import annotations
@@ -35,13 +38,30 @@ class Seam:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Relied:
+    """Code of SGLang that is not wrapped, but whose text ours depends on.
+
+    Attributes:
+        target: dotted name of the function.
+        what: what about it.
+        fingerprint: see `guard.fingerprint`.
+    """
+
+    target: str
+    what: str
+    fingerprint: str
+
+
 _BATCH = "sglang.srt.managers.schedule_batch"
 _POLICY = "sglang.srt.managers.schedule_policy.PrefillAdder"
+_PROCESSOR = (
+    "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+)
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
 _WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
-_STREAMER = "sglang.srt.managers.scheduler_components.output_streamer"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -64,11 +84,11 @@ LEDGER: tuple[Seam, ...] = (
     ),
     Seam(
         target=f"{_SCHEDULER}.__init__",
-        kind="BEFORE",
-        hook="scheduler:before_init",
+        kind="AROUND",
+        hook="scheduler:around_init",
         role="bootstrap",
-        why="apply the scheduler's seams in its own process, only when enabled",
-        retire="plugins that see the server arguments",
+        why="apply the scheduler's seams in its own process, only when enabled; bind to its pools",
+        retire="plugins that see the server arguments, and a callback after scheduler set-up",
         fingerprint="93ad4787d25f76ee",
     ),
     Seam(
@@ -81,22 +101,13 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="686ca460c80fadab",
     ),
     Seam(
-        target=f"{_TOKENIZER}._handle_batch_output",
-        kind="BEFORE",
-        hook="tokenizer_manager:take_records",
-        role="frontend",
-        why="take the accounting out of the per-token side channel",
-        retire="per-request customized_info",
-        fingerprint="f1b8fa668166772d",
-    ),
-    Seam(
-        target=f"{_TOKENIZER}._wait_one_response",
+        target=f"{_TOKENIZER}.update_request_meta_info",
         kind="AROUND",
         hook="tokenizer_manager:add_record",
         role="frontend",
-        why='meta_info["memento"] of the final answer',
-        retire="per-request customized_info",
-        fingerprint="9dc2084d18b1cc7d",
+        why='meta_info["memento"] of the final answer: one value, where SGLang gathers lists',
+        retire="customized_info that is one value per request",
+        fingerprint="137a4e82ed8771de",
     ),
     Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._process_messages",
@@ -162,18 +173,9 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="fe1d7b5f8571fc1f",
     ),
     Seam(
-        target=f"{_SCHEDULER}.init_overlap",
-        kind="AFTER",
-        hook="scheduler:attach",
-        role="scheduler",
-        why="bind to the request table and the relay of sampled tokens",
-        retire="a plugin callback after scheduler set-up",
-        fingerprint="06f2eebcd7a93b90",
-    ),
-    Seam(
         target=f"{_SCHEDULER}.update_running_batch",
-        kind="BEFORE",
-        hook="scheduler:before_decode",
+        kind="AROUND",
+        hook="scheduler:around_decode",
         role="scheduler",
         why="evict before memory is checked and the next decode step is prepared",
         retire="a scheduler callback before decode",
@@ -244,21 +246,30 @@ LEDGER: tuple[Seam, ...] = (
     ),
     Seam(
         target=f"{_BATCH}.ScheduleBatch.cumulate_penalty_output_tokens",
-        kind="AFTER",
-        hook="penalties:after_cumulate",
+        kind="AROUND",
+        hook="penalties:around_cumulate",
         role="scheduler",
         why="a step that is done again counts once for penalties",
         retire="penalties that count tokens, not steps",
         fingerprint="a715a7ca367dc440",
     ),
     Seam(
-        target=f"{_POLICY}.__init__",
+        target=f"{_SCHEDULER}.get_prefill_adder_class",
         kind="AFTER",
-        hook="prefill:after_adder_init",
+        hook="prefill:adder_class",
         role="scheduler",
-        why="reserve what running requests will hold after their evictions",
-        retire="a reservation hook in the prefill policy",
-        fingerprint="901ca00e6d44aff4",
+        why="a prefill ends before each eviction point; reserve what a request will hold",
+        retire="a way for plugins to name the class; segment ends and reservation as methods",
+        fingerprint="0368e9a0835e2278",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}.get_output_streamer_class",
+        kind="AFTER",
+        hook="output:streamer_class",
+        role="scheduler",
+        why="send a finished request's accounting along",
+        retire="a way for plugins to name the class",
+        fingerprint="577ec75cd314180d",
     ),
     Seam(
         target=f"{_SCHEDULER}.init_req_max_new_tokens",
@@ -288,24 +299,6 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="02ab71312420ca65",
     ),
     Seam(
-        target=f"{_POLICY}.add_one_req",
-        kind="AROUND",
-        hook="prefill:around_add_one_req",
-        role="scheduler",
-        why="a prefill ends before each eviction point; reserve what a request will hold",
-        retire="segment ends in the prefill policy",
-        fingerprint="194314fb5aba05df",
-    ),
-    Seam(
-        target=f"{_POLICY}.add_chunked_req",
-        kind="AROUND",
-        hook="prefill:around_add_chunked_req",
-        role="scheduler",
-        why="evict between the segments of a prefill",
-        retire="segment ends in the prefill policy",
-        fingerprint="59878bb13f9146e0",
-    ),
-    Seam(
         target="sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         kind="AFTER",
         hook="forward:after_init_new",
@@ -331,24 +324,6 @@ LEDGER: tuple[Seam, ...] = (
         why="a reasoning parser breaks constrained answers with outlines and llguidance",
         retire="mask functions on the base class of grammar backends",
         fingerprint="6996b9d6ed4c1f93",
-    ),
-    Seam(
-        target=f"{_STREAMER}.SchedulerOutputStreamer._stream_output_generation",
-        kind="BEFORE",
-        hook="output:before_stream",
-        role="scheduler",
-        why="which requests a message is about",
-        retire="per-request customized_info",
-        fingerprint="780af7bac6eeb18d",
-    ),
-    Seam(
-        target=f"{_STREAMER}._GenerationStreamAccumulator.to_payload",
-        kind="BEFORE",
-        hook="output:before_payload",
-        role="scheduler",
-        why="send a finished request's accounting along",
-        retire="per-request customized_info",
-        fingerprint="4c066400347176ee",
     ),
     Seam(
         target=f"{_WEIGHTS}.update_weights_from_disk",
@@ -424,6 +399,125 @@ LEDGER: tuple[Seam, ...] = (
     ),
 )
 
+RELIED: tuple[Relied, ...] = (
+    Relied(
+        target=f"{_SCHEDULER}.event_loop_overlap",
+        what="one step in flight; its result is processed behind the next launch",
+        fingerprint="a6c1681f722ae8cc",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.event_loop_normal",
+        what="results are processed before the next step is prepared",
+        fingerprint="e1b4f1cdca2d5dfd",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}._get_new_batch_prefill_raw",
+        what="when the prefill policy is asked, and with what",
+        fingerprint="66a87afb599075e1",
+    ),
+    Relied(
+        target=f"{_POLICY}.__init__",
+        what="which budgets exist, and what they start from",
+        fingerprint="901ca00e6d44aff4",
+    ),
+    Relied(
+        target=f"{_POLICY}.add_one_req",
+        what="what a request reserves, and `stock_reservation` with it",
+        fingerprint="194314fb5aba05df",
+    ),
+    Relied(
+        target=f"{_POLICY}._select_prefill_admission",
+        what="where a first chunk ends",
+        fingerprint="3833a5a43c97d0c8",
+    ),
+    Relied(
+        target=f"{_POLICY}._commit_prefill_admission",
+        what="what a request has once it is let in",
+        fingerprint="1d1f77036b3dc608",
+    ),
+    Relied(
+        target=f"{_POLICY}.add_chunked_req",
+        what="where a later chunk ends",
+        fingerprint="59878bb13f9146e0",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.prefill_budget.PrefillBudget.reserve",
+        what="what counts for the pages of a request",
+        fingerprint="01982b032f36ac4f",
+    ),
+    Relied(
+        target=f"{_BATCH}.Req.init_next_round_input",
+        what="fill ids, match and limits are set in this order",
+        fingerprint="53d797a0a57b13b3",
+    ),
+    Relied(
+        target=f"{_BATCH}.Req.owned_kv_len",
+        what="a finished request frees no row behind this",
+        fingerprint="6ede0771a67e3f76",
+    ),
+    Relied(
+        target=f"{_BATCH}.ScheduleBatch.prepare_for_decode",
+        what="lengths grow by one, behind the eviction",
+        fingerprint="16de54dc492520ad",
+    ),
+    Relied(
+        target=f"{_PROCESSOR}.process_batch_result_decode",
+        what="retracted requests are skipped under overlap scheduling",
+        fingerprint="038c21b9d5a79038",
+    ),
+    Relied(
+        target="sglang.srt.managers.overlap_utils.resolve_forward_inputs",
+        what="the next input token is read from `output_tokens_buf`",
+        fingerprint="961cfa7af7ccd2a6",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.pause_generation",
+        what="the step in flight is processed before requests are retracted, or kept in place",
+        fingerprint="c6c55b22c6b4242b",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.flush_cache",
+        what="the tree is reset only while no request holds a row",
+        fingerprint="c34e3f6a3309557f",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.common.release_kv_cache",
+        what="who frees what when a request ends",
+        fingerprint="90e19434d1fa8c22",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.common.checkpoint_kv_cache",
+        what="when a running request's rows go into the tree",
+        fingerprint="61d4ff19b3d53de6",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.allocation.alloc_for_extend",
+        what="a row is written from the matched prefix or kept",
+        fingerprint="79929fe4dbc6fcec",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.allocation.alloc_for_decode",
+        what="the slot behind the row is `seq_lens`",
+        fingerprint="7ce46f3b7f4bf5be",
+    ),
+    Relied(
+        target="sglang.srt.mem_cache.memory_pool.MHATokenToKVPool.move_kv_cache",
+        what="the native copy reads all before it writes",
+        fingerprint="d25ac9ef894e2ad7",
+    ),
+    Relied(
+        target="sglang.srt.managers.scheduler_components.output_streamer"
+        ".SchedulerOutputStreamer._stream_output_generation",
+        what="when the accounting is asked for",
+        fingerprint="780af7bac6eeb18d",
+    ),
+    Relied(
+        target=f"{_TOKENIZER}._handle_batch_output",
+        what="`meta_info` goes out with the answer it was made for",
+        fingerprint="f1b8fa668166772d",
+    ),
+)
+
 
 def seams(role: str) -> list[Seam]:
     """The seams of one role."""
@@ -433,6 +527,7 @@ def seams(role: str) -> list[Seam]:
 if __name__ == "__main__":
     from memento_patches.guard import fingerprint
 
-    for seam in LEDGER:
-        if (now := fingerprint(seam.target)) != seam.fingerprint:
-            print(f"{seam.target}\t{seam.fingerprint or '-'}\t{now}")
+    entries: list[Seam | Relied] = [*LEDGER, *RELIED]
+    for entry in entries:
+        if (now := fingerprint(entry.target)) != entry.fingerprint:
+            print(f"{entry.target}\t{entry.fingerprint or '-'}\t{now}")

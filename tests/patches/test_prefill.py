@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_patches.prefill import _add_first_segment
-from sglang.srt.managers.schedule_policy import AddReqResult
+from memento_patches.prefill import EvictingAdder, _add_first_segment, adder_class
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 
 @pytest.mark.parametrize(("length", "joins"), [(8, True), (9, False), (20, False)])
@@ -49,7 +49,7 @@ def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
         extend_len=21,
     )
 
-    def original(adder: Any, req: Any, *_args: Any) -> AddReqResult:
+    def original(req: Any, *_args: Any) -> AddReqResult:
         assert (adder.page_size, adder.rem_chunk_tokens) == (1, 21)
         assert adder.memory_budget == SimpleNamespace(
             total_offset=115, current_offset=65, page_size=1
@@ -67,3 +67,13 @@ def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
     assert adder.memory_budget == SimpleNamespace(
         total_offset=100 + kept, current_offset=50 + kept, page_size=16
     )
+
+
+def test_another_plugins_class_stays_below_ours() -> None:
+    class Theirs(PrefillAdder):  # type: ignore[misc]
+        pass
+
+    assert adder_class(PrefillAdder, None) is EvictingAdder
+    both = adder_class(Theirs, None)
+    assert both is adder_class(Theirs, None)
+    assert both.__mro__[1:4] == (EvictingAdder, Theirs, PrefillAdder)

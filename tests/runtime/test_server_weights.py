@@ -53,7 +53,9 @@ def trainer(world: Trainer) -> Iterator[Trainer]:
     world.server.assert_all_slots_free()
 
 
-def jobs_of(seed: int, tokens: int = 260, options: tuple[dict[str, Any], ...] = OPTIONS) -> list[Job]:
+def jobs_of(
+    seed: int, tokens: int = 260, options: tuple[dict[str, Any], ...] = OPTIONS
+) -> list[Job]:
     return [(ids, tokens, each) for ids, _, each in random_jobs(len(options), seed, *options)]
 
 
