@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 import torch
 
-from memento_sgl.admission import Forecast, Rhythm
+from memento_sgl.admission import Forecast, Retry, Rhythm
 from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
@@ -41,6 +41,7 @@ class Runtime:
             themselves when SGLang forgets them.
         observers: metrics, traces and debug lines; None: nobody wants to know.
         rhythm: what finished blocks were like, for admission.
+        retry: when an eviction may let another request in.
         forecast: what running and admitted requests will hold, while a prefill batch is put
             together; None when SGLang's own reservation counts.
     """
@@ -57,6 +58,7 @@ class Runtime:
         self._automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
+        self.retry = Retry()
         self.forecast: Forecast | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None

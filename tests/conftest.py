@@ -206,6 +206,26 @@ def verify_strict_samples(server: Served, count: int, seed: int, concurrency: in
     assert sum(len(a["meta_info"]["memento"]["evicted_spans"]) for a in answers) > count // 2
 
 
+def verify_lengths_around_evictions(server: Served, seed: int) -> None:
+    """A request that ends at, before or behind a step that is done again ends with every token that
+    it asked for, and leaves no slot behind. SGLang leaves a request out of the next step when the
+    one in flight reaches its length, which a step that is going to be ignored does not."""
+    for ids, _, _ in random_jobs(20, seed):
+        whole = server.generate(ids, 160)["output_ids"]
+        points = [eviction.point - len(ids) for eviction in server.machine(ids, whole).evictions]
+        if len(points) > 1:
+            break
+    else:
+        raise AssertionError("no prompt leads to two evictions")
+    lengths = sorted({p + d for p in points[:3] for d in range(-1, 5) if p + d <= len(whole)})
+    jobs: list[Job] = [(ids, length, {}) for length in lengths]
+    answers = server.generate_many(jobs, concurrency=4)
+    for length, answer in zip(lengths, answers, strict=True):
+        assert answer["output_ids"] == whole[:length], length
+    assert server.verify_all(jobs, answers) > len(points[:3])
+    server.assert_all_slots_free()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds each rigged random model once; "demo" is the embedded one. "qwen3-head64": with heads

@@ -142,3 +142,44 @@ def test_a_prefix_loses_its_span_without_a_tree(
     assert req.kv.kv_committed_len == req.kv.kv_allocated_len == req.already_computed == rows
     assert req.refreshed == 1
     assert rows_to_next_point(req) is None
+
+
+def test_the_automaton_rests_while_nobody_is_constrained() -> None:
+    runtime = make_runtime()
+    runtime._scheduler.model_config = SimpleNamespace(vocab_size=10)
+    runtime.offsets = torch.zeros(4, dtype=torch.int64)
+    plain, strict = (Request([9], [9], restart=False, slot=slot) for slot in (1, 2))
+    options = RequestOptions(max_block_tokens=1)
+    strict.memento = RequestState([9], runtime.config, MARKERS, options)
+
+    def place(*reqs: Request) -> None:
+        batch = SimpleNamespace(reqs=reqs)
+        for req in reqs:
+            req.cached_tokens = 0
+        runtime.place(batch)
+
+    def may_follow(slot: int, *tokens: int) -> int:
+        """How many tokens may be sampled behind these."""
+        assert runtime.automaton is not None
+        slots = torch.tensor([slot])
+        for token in tokens:
+            runtime.automaton.advance(slots, torch.tensor([token]))
+        logits = torch.zeros(1, 10)
+        runtime.automaton.constrain(slots, logits)
+        return int((logits == 0).sum())
+
+    place(plain)
+    assert runtime.automaton is None
+    place(strict)
+    assert may_follow(2, 9, MARKERS.block_start, 9) == 1
+    assert may_follow(1, 9, MARKERS.block_start, 9) == 10
+    del strict  # SGLang has forgotten it
+    assert runtime.automaton is None
+    place(plain)
+    again = Request([9], [9], restart=False, slot=1)
+    again.memento = RequestState([9], runtime.config, MARKERS, options)
+    place(again)
+    assert may_follow(1, MARKERS.block_start, 9) == 1
+    assert may_follow(2, 9, MARKERS.block_start, 9) == 10  # of the slot's earlier owner
+    runtime.forget(again)
+    assert runtime.automaton is None
