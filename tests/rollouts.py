@@ -1,4 +1,4 @@
-"""A trainer's side of a server: streams that run while it pauses, loads other weights and goes on."""
+"""A trainer's side of a server: streams that run while it pauses and loads other weights."""
 
 from __future__ import annotations
 
