@@ -67,13 +67,17 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def count_rows(files: Sequence[Path]) -> int | None:
-    """Rows of files for a progress bar; None when that takes reading them all."""
+    """Rows of files for a progress bar; None when that takes reading them all.
+
+    Raises:
+        DataError: a Parquet file that cannot be read.
+    """
     total = 0
     for file in files:
         if file == STDIN or file.name.endswith(".gz"):
             return None
         if file.suffix == ".parquet":
-            total += int(pq.read_metadata(file).num_rows)
+            total += _table_size(file)
         elif file.name.endswith(LINES):
             with file.open("rb") as lines:
                 total += sum(1 for line in lines if line.strip())
@@ -161,6 +165,13 @@ def _decoded(data: bytes) -> _Text | DataError:
         return _Text(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return DataError(f"not UTF-8: {error}")
+
+
+def _table_size(file: Path) -> int:
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
 
 
 def _table(file: Path) -> Iterator[tuple[int, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
 import time
@@ -19,6 +20,8 @@ import pytest
 # Float32 sums in another order differ by less; a token that saw wrong KV is off by far more. The
 # check is teacher-forced, so what follows a tie is verified too.
 TIE = 5e-4
+os.environ["MEMENTO_CONFIG"] = os.devnull  # not the user's own
+os.environ.pop("MEMENTO_BASE_URL", None)
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
