@@ -61,6 +61,7 @@ _PROCESSOR = (
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -333,6 +334,78 @@ LEDGER: tuple[Seam, ...] = (
         retire="mask functions on the base class of grammar backends",
         fingerprint="6996b9d6ed4c1f93",
     ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_disk",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b67dc2a5cf3170ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_distributed",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b059149de4f9db82",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_tensor",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="a4090c8ac4ac997e",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_ipc",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="95b259ffd946a8ac",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.end_weight_update",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights may have been written from outside meanwhile (RDMA)",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="7cd4623a8689f548",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.resume_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights or KV come back without their content",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="363929aa4d9ef3a4",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.release_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_release",
+        role="scheduler",
+        why="on a CPU it would end the server of a torch that was built with CUDA",
+        retire="a wait for the device in use upstream",
+        fingerprint="ca8fd1908a792450",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.check_weights",
+        kind="AROUND",
+        hook="weights:around_check",
+        role="scheduler",
+        why="one of its actions overwrites the weights",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="2c88eb372020a5bd",
+    ),
 )
 
 RELIED: tuple[Relied, ...] = (
@@ -405,6 +478,16 @@ RELIED: tuple[Relied, ...] = (
         target="sglang.srt.managers.overlap_utils.resolve_forward_inputs",
         what="the next input token is read from `output_tokens_buf`",
         fingerprint="961cfa7af7ccd2a6",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.pause_generation",
+        what="the step in flight is processed before requests are retracted, or kept in place",
+        fingerprint="c6c55b22c6b4242b",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.flush_cache",
+        what="the tree is reset only while no request holds a row",
+        fingerprint="c34e3f6a3309557f",
     ),
     Relied(
         target="sglang.srt.mem_cache.common.release_kv_cache",
