@@ -50,6 +50,8 @@ REQUEST_RANGES = {
     "logprob_start_len": Range(-1, LARGEST),
     "routed_experts_start_len": Range(0, LARGEST),
     "routed_dp_rank": Range(0, LARGEST),
+    "data_parallel_rank": Range(0, LARGEST),
+    "max_thinking_tokens": Range(-1, LARGEST),
     "disagg_prefill_dp_rank": Range(0, LARGEST),
     "decode_tp_size": Range(1, LARGEST),
     "bootstrap_port": Range(0, 65535),
@@ -63,13 +65,20 @@ UNSUPPORTED_FIELDS = {
     "http_worker_ipc": "it belongs to SGLang's own processes",
     "need_wait_for_mm_inputs": "it belongs to SGLang's own processes",
     "num_items_assigned": "it belongs to SGLang's own processes",
-    "mm_data_mooncake": "it belongs to SGLang's own processes",
+    "kv_hints": "no storage behind the cache is supported",
+    "watermark": "watermarks are not supported",
     "encoder_urls": "it belongs to SGLang's own processes",
     "token_type_ids": "models that decode have none",
     "multi_item_delimiter_indices": "scoring of several items in one prompt is not supported",
+    "token_indices_to_pool": "scoring of positions of a prompt is not supported",
     "positional_embed_overrides": "embeddings in place of tokens are not supported",
 }
 """Fields that must be absent, and why."""
+UNSUPPORTED_SAMPLING = {
+    "beam_width": "beam search is not supported",
+    "watermark": "watermarks are not supported",
+}
+"""Sampling parameters that must be absent, and why."""
 
 
 def check_range(name: str, value: Any, bounds: Range) -> None:
@@ -147,6 +156,7 @@ def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
     Raises:
         RequestError: naming the parameter, its value and what it may be.
     """
+    check_absent(params, UNSUPPORTED_SAMPLING)
     check_ranges(params, SAMPLING_RANGES)
     if ids := params.get("stop_token_ids"):
         check_ids("stop_token_ids", list(ids), vocabulary)
@@ -201,9 +211,9 @@ def check_names(rid: Any, prompts: int | None) -> None:
         raise RequestError("rid must not be empty: aborting it would abort every request")
 
 
-def check_absent(fields: Mapping[str, Any]) -> None:
+def check_absent(fields: Mapping[str, Any], unsupported: Mapping[str, str]) -> None:
     """Raise RequestError for a field that a request must not have."""
-    for name, why in UNSUPPORTED_FIELDS.items():
+    for name, why in unsupported.items():
         value = fields.get(name)
         entries = value if isinstance(value, list) else [value]
         if any(entry is not None for entry in entries):

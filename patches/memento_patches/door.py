@@ -22,6 +22,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from memento_sgl.door import (
     REQUEST_RANGES,
+    UNSUPPORTED_FIELDS,
     Range,
     check_absent,
     check_embeddings,
@@ -67,7 +68,7 @@ def _check_arrival(obj: GenerateReqInput, vocabulary: int, width: int) -> None:
         RequestError: with what to change; the server answers HTTP 400.
     """
     fields = vars(obj)
-    check_absent(fields)
+    check_absent(fields, UNSUPPORTED_FIELDS)
     prompts = _prompts(obj, vocabulary, width)
     count = 1 if prompts is None else prompts
     check_ranges(fields, REQUEST_RANGES | {"top_logprobs_num": Range(0, vocabulary)})

@@ -97,7 +97,7 @@ LEDGER: tuple[Seam, ...] = (
         role="frontend",
         why="answer 400 to calls that would end the server, before requests are built of them",
         retire="a request validation hook",
-        fingerprint="36cff0c5429ad179",
+        fingerprint="21bc72224c6ac4e4",
     ),
     Seam(
         target=f"{_TOKENIZER}._create_tokenized_object",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from calls import PROMPT, VOCABULARY, Body, bodies, body_of, memento
 from hypothesis import HealthCheck, example, given, settings
 from memento_patches.door import DERIVED, check_call, check_tokenized
 from pydantic import TypeAdapter
+from sglang.srt.managers import tokenizer_manager
 from sglang.srt.managers.io_struct import (
     GenerateReqInput,
     TokenizedGenerateReqInput,
@@ -57,6 +59,7 @@ class Manager:
         self.model_config = SimpleNamespace(vocab_size=VOCABULARY, hidden_size=WIDTH)
         self.preferred_sampling_params = None
         self.sampling_params_class = SamplingParams
+        self.tokenized_generate_req_type = TokenizedGenerateReqInput
         self.tokenizer = None
         self.num_reserved_tokens = 0
         self.context_len = 1024
@@ -141,6 +144,23 @@ def test_a_plain_call_is_admitted() -> None:
             take(sent)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def unpublished() -> Iterator[None]:
+    """What SGLang asks of the settings that a running server has published."""
+    with pytest.MonkeyPatch.context() as patch:
+        disaggregation = SimpleNamespace(disaggregation_transfer_backend="mooncake")
+        patch.setattr(tokenizer_manager, "get_disagg", lambda: disaggregation)
+        features = SimpleNamespace(
+            enable_watermark=False,
+            watermark_key=None,
+            watermark_context_window=1,
+            watermark_default_enabled=False,
+            watermark_enforce_all=False,
+        )
+        patch.setattr(tokenizer_manager, "get_exec", lambda: SimpleNamespace(features=features))
+        yield
+
+
 @pytest.mark.parametrize(
     "option",
     [name for name, field in RequestOptions.model_fields.items() if "int" in str(field.annotation)],
@@ -160,7 +180,9 @@ def test_every_number_of_sglangs_has_a_range() -> None:
         f.name: str(f.type) for f in msgspec.structs.fields(SamplingParams) if f.name not in DERIVED
     }
     numbers = {name for name, kind in kinds.items() if "int" in kind or "float" in kind}
-    assert numbers - {"stop_token_ids", "logit_bias", "custom_params"} == set(SAMPLING_RANGES)
+    assert numbers - {"stop_token_ids", "logit_bias", "custom_params"} == set(SAMPLING_RANGES) | {
+        "beam_width"
+    }
     sent = {
         field.name: str(field.type) for field in msgspec.structs.fields(TokenizedGenerateReqInput)
     }
@@ -213,6 +235,8 @@ def test_every_number_of_sglangs_has_a_range() -> None:
         (body_of(lora_id="x"), "lora_id cannot be set"),
         (body_of(http_worker_ipc="x"), "http_worker_ipc cannot be set"),
         (body_of(multi_item_delimiter_indices=[[1]]), "multi_item_delimiter_indices cannot"),
+        (body_of({"beam_width": 2}), "beam_width cannot be set"),
+        (body_of(watermark={"enabled": True}), "watermark cannot be set"),
         (body_of(rid=""), "rid must not be empty"),
         (body_of(session_params={"id": "s", "replace": True}), "needs the rid"),
         (body_of(session_params={"id": "s", "offset": -1}), "offset=-1"),
