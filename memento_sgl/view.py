@@ -44,6 +44,10 @@ class Page:
         self._tokenizer = tokenizer
         self._shape = shape
 
+    def no_bytes(self) -> None:
+        """Tokens are characters: no figure is given in bytes."""
+        self._shape = None
+
     def add(self, request: dict[str, Any]) -> None:
         self.requests.append(request)
 
