@@ -66,6 +66,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     if not edits:
         return
     edit_rows(runtime, batch, edits)
+    runtime.evictions += len(edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
@@ -163,6 +164,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
     state.apply()
+    runtime.evictions += 1
     slots = req.prefix_indices
     own = _leave_tree(req, upcoming, start, end, tree)
     if (page := allocator.page_size) == 1:

@@ -2,6 +2,7 @@
 
 `role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
 parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
+`page` goes with `frontend` where that process serves HTTP, unless the page is turned off.
 `python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint.
 """
 
@@ -29,7 +30,7 @@ class Seam:
     target: str
     kind: Literal["BEFORE", "AFTER", "AROUND"]
     hook: str
-    role: Literal["bootstrap", "frontend", "scheduler"]
+    role: Literal["bootstrap", "frontend", "page", "scheduler"]
     why: str
     retire: str
     fingerprint: str
@@ -159,6 +160,34 @@ LEDGER: tuple[Seam, ...] = (
         why="accounting in the final chunk of a completion stream",
         retire="an extension point for response metadata",
         fingerprint="97cf189000a933f4",
+    ),
+    Seam(
+        target="sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        kind="BEFORE",
+        hook="page:add_page",
+        role="page",
+        why="the page at /memento on the server's own port",
+        retire="routes from plugins",
+        fingerprint="2e3fa3776d38713a",
+    ),
+    Seam(
+        target="sglang.srt.utils.auth.decide_request_auth",
+        kind="AROUND",
+        hook="page:let_page_through",
+        role="page",
+        why="a browser opens the page before it can be given the API key",
+        retire="an auth level for public endpoints",
+        fingerprint="dd4099e7eaa1d7fa",
+    ),
+    Seam(
+        target="sglang.srt.managers.scheduler_components.load_inquirer"
+        ".SchedulerLoadInquirer.get_loads",
+        kind="AFTER",
+        hook="page:add_to_snapshot",
+        role="scheduler",
+        why="evictions and missing tokens ride along with the published load",
+        retire="fields of plugins in load snapshots",
+        fingerprint="5c5adb35ffe20650",
     ),
     Seam(
         target=f"{_SCHEDULER}.init_overlap",
