@@ -119,20 +119,39 @@ def _check_platform() -> bool:
 
 def _check_seams() -> bool:
     from memento_patches.guard import check_version, problems
-    from memento_patches.ledger import LEDGER
+    from memento_patches.ledger import LEDGER, RELIED
 
     from memento_sgl.errors import PatchError
 
     try:
         check_version()
-        wrong = problems(LEDGER)
     except PatchError as error:
-        wrong = [str(error)]
+        _explain_version(str(error))
+        return False
+    entries = [*LEDGER, *RELIED]
+    wrong = problems(entries)
     for line in wrong:
         console.print(f"[red]seam[/]        {escape(line)}", soft_wrap=True)
     if not wrong:
-        console.print(f"seams       {len(LEDGER)} of {len(LEDGER)} as expected")
+        console.print(f"seams       {len(entries)} of {len(entries)} as expected")
     return not wrong
+
+
+def _explain_version(mismatch: str) -> None:
+    """What to do about an SGLang that this release is not made for."""
+    from memento_patches.compare import outlook
+
+    spec = find_spec("sglang")
+    assert spec is not None
+    assert spec.origin is not None
+    lines = [
+        mismatch,
+        "(another release of memento-sgl may be made for the installed one: see CHANGELOG.md)",
+        outlook(Path(spec.origin).parents[1]),
+        "to move memento-sgl itself: docs/upgrade.md",
+    ]
+    for line in lines:
+        console.print(f"[red]sglang[/]      {escape(line)}", soft_wrap=True)
 
 
 def demo(

@@ -1,6 +1,6 @@
 """SGLang on any CPU in plain PyTorch, for development and CI; inactive where an accelerator exists.
 
-SGLang 0.5.17's own CPU engine needs a compiled kernel package; as an out-of-tree platform the
+SGLang 0.5.23's own CPU engine needs a compiled kernel package; as an out-of-tree platform the
 plain PyTorch code paths are taken instead. Functionality, not speed.
 """
 
@@ -42,13 +42,3 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
 
     def get_default_attention_backend(self) -> str:
         return "torch_native"
-
-    def get_mha_kv_pool_cls(self) -> Any:
-        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
-
-        return MHATokenToKVPool
-
-    def get_paged_allocator_cls(self) -> Any:
-        from memento_sgl.paged_allocator import TorchPagedAllocator
-
-        return TorchPagedAllocator

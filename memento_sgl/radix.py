@@ -15,7 +15,7 @@ requests share as far as their evictions agree, whatever their options are.
 sequence evicts that span at a point <= L: the next query is index L and never sees it. Otherwise
 the match is cut back to the start of that span.
 
-Invariant: free slots + slots in the tree + rows of requests behind their `cache_protected_len` =
+Invariant: free slots + slots in the tree + rows of requests behind their `kv.cache_protected_len` =
 pool, each slot once. Sizes (`evictable_size`, `protected_size`) count slots, not tokens.
 """
 
@@ -50,66 +50,65 @@ class PrunableRadixCache(PrunableTree):
         state: RequestState = req.memento
         tokens = req.origin_input_ids + req.output_ids
         limit = req._compute_max_prefix_len(len(tokens)) if len(params.key) else 0
-        path = self._walk(self._key(state, tokens, limit, req.extra_key))
+        path = self._walk(self._key(req, tokens, limit))
         path = path.until(_valid_length(path, state.machine.evictions))
         node = self._last(path)
         applied = [e for e in state.machine.evictions if e.point <= len(path)]
         slots = self._row_of(path, applied)
         if state.restore(len(applied)):
             req.full_untruncated_fill_ids = array("q")
-            req._refresh_fill_ids()
+            req.refresh_fill_ids()
         req.already_computed = -state.evicted  # cached tokens are counted in logical tokens
         return MatchResult(
-            device_indices=slots,
+            device_prefix_len=len(slots),
             last_device_node=node,
             last_host_node=node,
             best_match_node=node,
         )
 
-    def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:
-        """Publish what a prefill computed; the request goes on with the tree's slots."""
-        self._hand_over(req, req.extend_range.end)
+    def prefix_device_indices(self, req: Any) -> torch.Tensor:
+        """Slots of a matched prefix, until they are in the request's row."""
+        state: RequestState = req.memento
+        path = self._ancestors(req.last_node)
+        slots = self._row_of(path, state.machine.evictions[: state.applied])
+        assert len(slots) == req.prefix_len, (req.rid, len(slots), req.prefix_len)
+        return slots
+
+    def checkpoint(self, req: Any, *, up_to: int, **_kwargs: Any) -> None:
+        """Publish the first `up_to` rows; the request goes on with the tree's slots, and so does
+        one that finished until its caller frees what is behind them and drops the lock."""
+        state: RequestState = req.memento
+        if not req.finished():
+            self._hand_over(req, up_to, state.applied)
+            return
+        state.observe(req.output_ids)  # its last token may have closed a memento
+        self._hand_over(req, up_to, None)
 
     def cache_retracted_req(self, req: Any) -> None:
         """Publish a running request that is about to lose its row, so that it can resume."""
-        rows = self._hand_over(req, req.kv_committed_len)
-        req.kv_committed_len = req.kv.kv_allocated_len = rows
+        self._hand_over(req, req.kv.kv_committed_len, req.memento.applied)
 
-    def cache_finished_req(
-        self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int
-    ) -> None:
-        """Publish what a finished request computed and release its lock."""
-        if not is_insert or self.disable_finished_insert:
-            row = self._row(req, req.cache_protected_len, kv_len_to_handle)
-            self.token_to_kv_pool_allocator.free(row)
-            if req.last_node is not None:
-                self.dec_lock_ref(req.last_node)
-            return
-        state: RequestState = req.memento
-        state.observe(req.output_ids)  # its last token may have closed a memento
-        node, _, rows = self._publish(req, kv_len_to_handle)
-        length = rows + state.evicted
-        self.inc_lock_ref(node)
-        self.dec_lock_ref(req.last_node)
-        finished = [e for e in state.machine.evictions if e.point <= length]
-        self._close(node, finished)
-        self.dec_lock_ref(node)
-
-    def _hand_over(self, req: Any, rows: int) -> int:
-        """Make the tree the owner of a request's first `rows` rows; returns how many it took."""
+    def _hand_over(self, req: Any, rows: int, closed: int | None) -> None:
+        """Make the tree the owner of a request's first rows, as many as are right for their key."""
         node, slots, rows = self._publish(req, rows)
-        kept = req.cache_protected_len
+        kv, kept = req.kv, req.kv.cache_protected_len
         self.req_to_token_pool.write(
-            (req.req_pool_idx, slice(kept, rows)), slots[kept:].to(torch.int32)
+            (kv.req_pool_idx, slice(kept, rows)), slots[kept:].to(torch.int32)
         )
-        req.cache_protected_len = rows
-        self.inc_lock_ref(node)
-        self.dec_lock_ref(req.last_node)
-        req.prefix_indices = slots
-        req.last_node = node
+        kv.cache_protected_len = rows
+        kv.cache_inserted_len = rows
+        lock = self.lock(node)
+        self.unlock(req.lock)
+        req.lock, req.last_node = lock, node
         state: RequestState = req.memento
-        self._close(node, state.machine.evictions[: state.applied])
-        return rows
+        evictions = state.machine.evictions
+        length = rows + state.evicted
+        over = (
+            evictions[:closed]
+            if closed is not None
+            else [e for e in evictions if e.point <= length]
+        )
+        self._close(node, over)
 
     def drop_span(self, req: Any, eviction: Eviction) -> None:
         """A running request has dropped `eviction` from its row: free the tree's part of it.
@@ -121,27 +120,22 @@ class PrunableRadixCache(PrunableTree):
     def _publish(self, req: Any, rows: int) -> Published:
         """Insert the first `rows` rows of a request; slots that the tree had already are freed.
 
-        Rows behind an eviction point that was not applied are wrong for their key and are freed.
+        Rows behind an eviction point that was not applied are wrong for their key: not inserted,
+        and their owner frees them.
         """
         state: RequestState = req.memento
         applied = state.machine.evictions[: state.applied]
-        usable = rows
-        if (upcoming := state.next_eviction) is not None:
-            usable = min(rows, state.row(upcoming.point))
-        if usable < rows:
-            surplus = self._row(req, max(usable, req.cache_protected_len), rows)
-            self.token_to_kv_pool_allocator.free(surplus)
-        length = usable + state.evicted
         tokens = req.origin_input_ids + req.output_ids
-        key = self._key(state, tokens, length, req.extra_key)
+        usable = min(rows, len(tokens) - state.evicted)
+        if (upcoming := state.next_eviction) is not None:
+            usable = min(usable, state.row(upcoming.point))
+        length = usable + state.evicted
+        key = self._key(req, tokens, length)
         row = self._row(req, 0, usable)
         priority = getattr(req, "priority", 0) or 0
         path, known = self._insert(key, row, applied, priority)
-        duplicates = [
-            row[max(start, req.cache_protected_len) : end]
-            for start, end in known
-            if end > req.cache_protected_len
-        ]
+        kept = req.kv.cache_protected_len
+        duplicates = [row[max(start, kept) : end] for start, end in known if end > kept]
         if duplicates:
             self.token_to_kv_pool_allocator.free(torch.cat(duplicates))
         node = self._last(path)
@@ -186,19 +180,18 @@ class PrunableRadixCache(PrunableTree):
         return path.nodes[-1] if path.nodes else self.root_node
 
     def _row(self, req: Any, start: int, end: int) -> torch.Tensor:
-        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, start:end]
+        row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx, start:end]
         return row.to(torch.int64, copy=True)
 
-    def _key(
-        self, state: RequestState, tokens: array[int], length: int, extra_key: str | None
-    ) -> RadixKey:
+    def _key(self, req: Any, tokens: array[int], length: int) -> RadixKey:
+        state: RequestState = req.memento
         assert length < LONGEST  # `serving.enable` sees to it
         tokens = tokens[:length]
         for eviction in state.machine.evictions:
             if (point := eviction.point) < length:
                 by_block_start = tokens[point] == self._markers.block_start
                 tokens[point] = encode_point(eviction, by_block_start)
-        return RadixKey(tokens, extra_key)
+        return RadixKey(tokens, req.extra_key, cache_salt=req.cache_salt)
 
 
 class Published(NamedTuple):

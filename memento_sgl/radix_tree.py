@@ -71,6 +71,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         self.pruned_nodes = self.pruned_tokens = 0
         self.revived_nodes = self.revived_tokens = 0
         super().__init__(params)
+        self.kv_events = _PlainEvents(self.kv_events, markers)  # type: ignore[has-type]
 
     def reset(self) -> None:
         super().reset()
@@ -90,7 +91,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         self._update_leaf_status(parent)
         if len(slots):
             self._update_leaf_status(node)
-        self._record_store_event(node)
+        self.kv_events.record_store(node)
         return node
 
     def _revive(self, node: TreeNode, slots: torch.Tensor) -> None:
@@ -153,7 +154,7 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
         while is_pruned(node) and not node.children and node.lock_ref == 0:
             parent = node.parent
             del parent.children[node.key.child_key(1)]
-            self._record_remove_event(node)
+            self.kv_events.record_remove(node)
             node = parent
         if node is not self.root_node and not is_pruned(node):
             self._update_leaf_status(node)
@@ -265,28 +266,11 @@ class PrunableTree(RadixCache):  # type: ignore[misc]
                 part = node.value[low - start : high - start]
                 assert len(part) == high - low, "a row needs a pruned node"
                 parts.append(part)
-        return torch.cat(parts) if parts else self._empty_match_result.device_indices
+        return torch.cat(parts) if parts else self._empty_device_indices
 
-    def _record_store_event(self, node: TreeNode, medium: Any = None) -> None:
-        with self._plain_key(node):
-            super()._record_store_event(node, medium)
-
-    def _record_remove_event(self, node: TreeNode, medium: Any = None) -> None:
-        with self._plain_key(node):
-            super()._record_remove_event(node, medium)
-
-    @contextmanager
-    def _plain_key(self, node: TreeNode) -> Iterator[None]:
-        """Events speak of tokens; pruning is no event: a prompt through the block still hits."""
-        key = node.key
-        if self.enable_kv_cache_events and any(token < 0 for token in key.token_ids):
-            ends = (self._markers.summary_end, self._markers.block_start)
-            plain = array("q", (t if t >= 0 else ends[is_block_start(t)] for t in key.token_ids))
-            node.key = RadixKey(plain, key.extra_key)
-        try:
-            yield
-        finally:
-            node.key = key
+    def touch_prefix(self, key: RadixKey) -> None:
+        """A waiting prompt keeps what it would match from being thrown out: not done here, a key
+        without its request says nothing about eviction points."""
 
     def _print_helper(self, node: TreeNode, indent: int) -> None:
         stack = [(node, indent)]
@@ -307,3 +291,34 @@ def _outside(start: int, end: int, holes: Sequence[Eviction]) -> Iterator[tuple[
         start = hole.end
     if start < end:
         yield start, end
+
+
+class _PlainEvents:
+    """A recorder of placement events that speaks of tokens; pruning is no event: a prompt through
+    the block still hits."""
+
+    def __init__(self, recorder: Any, markers: MarkerIds) -> None:
+        self._recorder, self._markers = recorder, markers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recorder, name)
+
+    def record_store(self, node: TreeNode, medium: Any = None, **kwargs: Any) -> None:
+        with self._plain_key(node):
+            self._recorder.record_store(node, medium, **kwargs)
+
+    def record_remove(self, node: TreeNode, medium: Any = None) -> None:
+        with self._plain_key(node):
+            self._recorder.record_remove(node, medium)
+
+    @contextmanager
+    def _plain_key(self, node: TreeNode) -> Iterator[None]:
+        key = node.key
+        if self._recorder.enabled and any(token < 0 for token in key.token_ids):
+            ends = (self._markers.summary_end, self._markers.block_start)
+            plain = array("q", (t if t >= 0 else ends[is_block_start(t)] for t in key.token_ids))
+            node.key = RadixKey(plain, key.extra_key, cache_salt=key.cache_salt)
+        try:
+            yield
+        finally:
+            node.key = key

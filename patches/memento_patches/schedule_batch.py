@@ -26,7 +26,7 @@ def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
 
 def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
     """Upstream throws a retracted request's KV away; publish it, so that it resumes from there."""
-    if isinstance(tree_cache, PrunableRadixCache) and req.req_pool_idx is not None:
+    if isinstance(tree_cache, PrunableRadixCache) and req.kv.holds_kv:
         tree_cache.cache_retracted_req(req)
 
 

@@ -135,7 +135,7 @@ def test_doctor() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "sglang      0.5.17" in done.stdout
+    assert "sglang      0.5.23" in done.stdout
     assert "ready to serve" in done.stdout
 
 

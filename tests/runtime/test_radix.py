@@ -59,7 +59,7 @@ def test_a_tree_of_finished_blocks_holds_no_slots_for_them() -> None:
             block = draw.choices(LETTERS, k=draw.randint(3, 15))
             output += [1, *block, 2, 3, *draw.choices(LETTERS, k=2), 4]
         run_alone(world, req, output)
-        for index in world.visible(req, req.kv_committed_len):
+        for index in world.visible(req, req.kv.kv_committed_len):
             surviving.add(world.identity(req, index))
         assert req.memento.applied == 4
         world.end(req, is_insert=True)
@@ -91,10 +91,10 @@ def test_a_retracted_request_resumes_from_what_it_left() -> None:
     world = World(3)
     req = Request(1, [5, 6, 7], {}, None)
     run_alone(world, req, [1, 5, 6, 2, 3, 7, 4, 1, 5, 6])
-    rows = req.kv_committed_len
+    rows = req.kv.kv_committed_len
     world.retract_request(req)
     world.resume()
-    assert len(req.prefix_indices) == rows - 1  # one token is always left to compute
+    assert req.prefix_len == rows - 1  # one token is always left to compute
     assert req.memento.applied == 1
     world.check()
 
@@ -124,7 +124,7 @@ def test_a_prompt_that_ends_with_a_memento_reuses_all_of_it() -> None:
     world.waiting.append(again)
     world.resume()
     assert again.memento.applied == 1
-    assert len(again.prefix_indices) == len(FINISHED) - 1 - 4
+    assert again.prefix_len == len(FINISHED) - 1 - 4
 
 
 def test_a_split_of_a_block_that_is_to_go_leaves_nothing_behind() -> None:
