@@ -259,6 +259,7 @@ def test_all_text_has_contrast(opened: Opened, scheme: str) -> None:
 def test_a_phone(opened: Opened) -> None:
     tab = opened(viewport={"width": 390, "height": 844})
     ask(tab, "5 blocks")
+    tab.locator(".options summary").click()
     tab.locator("#new").click()
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     for chat in range(2):
