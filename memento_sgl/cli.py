@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import memento_frontend.commands
 import memento_frontend.commands_batch
+import memento_frontend.commands_eval
 import memento_frontend.commands_ui
 import memento_pipeline.commands
 import memento_pipeline.commands_text
@@ -24,6 +25,7 @@ memento_sgl.commands.register(app)
 memento_sgl.commands_trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
+memento_frontend.commands_eval.register(app)
 memento_frontend.commands_ui.register(app)
 memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)

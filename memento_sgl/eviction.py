@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
 from memento_sgl.staging import staged
@@ -93,7 +92,7 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     return RowEdit(
         slot=req.kv.req_pool_idx,
         start=start,
-        free_start=_leave_tree(req, upcoming, start, end, tree),
+        free_start=_leave_tree(req, start, end, tree),
         end=end,
         keep_end=keep_end,
         old_length=row_length,
@@ -103,13 +102,13 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     )
 
 
-def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -> int:
+def _leave_tree(req: Any, start: int, end: int, tree: Any) -> int:
     """Give the tree's part of rows `[start, end)` back to it; returns where the own part begins."""
     own: int = min(max(start, req.kv.cache_protected_len), end)
     if own > start:
         req.kv.cache_protected_len -= own - start
         req.kv.cache_inserted_len = min(req.kv.cache_inserted_len, req.kv.cache_protected_len)
-        tree.drop_span(req, eviction)
+        tree.drop_span(req)
     return own
 
 
@@ -164,18 +163,16 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     keep_end = state.row(upcoming.resume)
     state.apply()
     runtime.evictions += 1
-    table = tree.req_to_token_pool.req_to_token
-    slots = table[req.kv.req_pool_idx, :rows].to(torch.int64)
-    own = _leave_tree(req, upcoming, start, end, tree)
+    row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+    own = _leave_tree(req, start, end, tree)
+    length = start + keep_end - end
     if (page := allocator.page_size) == 1:
-        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
-        kept = torch.cat([slots[:start], slots[end:keep_end]])
-        length = len(kept)
-        table[req.kv.req_pool_idx, :length] = kept.to(table.dtype)
+        allocator.free(torch.cat([row[own:end], row[keep_end:rows]]).to(torch.int64))
+        row[start:length] = row[end:keep_end].clone()
     else:
-        length = start + keep_end - end
-        runtime.move_kv(slots[start:length], slots[end:keep_end])
-        allocator.free_page_ids(slots[_next_page(length, page) :: page] // page)
+        slots = row[start:rows].to(torch.int64)
+        runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
+        allocator.free_page_ids(slots[_next_page(length, page) - start :: page] // page)
     req.prefix_len = length
     lost = rows - length
     req.kv.kv_committed_len -= lost

@@ -87,11 +87,12 @@ def tree_slots(tree: Any) -> list[torch.Tensor]:
         node = stack.pop()
         for child in node.children.values():
             assert child.parent is node
-            assert len(child.value) in (0, len(child.key))
-            assert child.value.numel() or child.children or child.lock_ref, "a dead pruned leaf"
+            assert child.end == node.end + len(child.key)
+            assert len(child.slots) in (0, len(child.key))
+            assert len(child.slots) or child.children or child.lock_ref, "a dead node"
             assert child.lock_ref <= node.lock_ref or node is root
-            sizes[child.lock_ref > 0] += len(child.value)
-            found.append(child.value)
+            sizes[child.lock_ref > 0] += len(child.slots)
+            found.append(child.slots)
             stack.append(child)
     assert sizes == {True: tree.protected_size(), False: tree.evictable_size()}
     return found

@@ -18,6 +18,7 @@ RUNTIME = {
     "memento_sgl/platform.py",
     "memento_sgl/engine.py",
     "memento_sgl/radix.py",
+    "memento_sgl/radix_events.py",
     "memento_sgl/radix_tree.py",
     "memento_sgl/reasoning.py",
     "memento_sgl/reservation.py",

@@ -13,7 +13,7 @@ from memento_sgl import runtime
 from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
 from memento_sgl.ownership import check_ownership, check_ranks
-from memento_sgl.radix_tree import PrunableTree
+from memento_sgl.radix_tree import RadixTree
 from memento_sgl.reasoning import register_parser
 from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
@@ -62,7 +62,7 @@ def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, resu
     else:
         original(scheduler, batch, result)
     state.observe(batch, ignored)
-    if state.observers is not None and isinstance(scheduler.tree_cache, PrunableTree):
+    if state.observers is not None and isinstance(scheduler.tree_cache, RadixTree):
         state.observers.read_tree(scheduler.tree_cache)
     if check_slots():
         check_ownership(scheduler)

@@ -12,9 +12,10 @@ from memento_pipeline import cli_options as o
 
 CONVERT_HELP = """Turn raw chain-of-thought traces into training data with blocks and mementos.
 
-Reads JSONL, Parquet or dataset folders; keeps everything it does in one SQLite file in --out, so a
-run that ended (kill -9, Ctrl-C, full disk, budget) goes on where it was when the same command is
-given again. API keys are read from environment variables only.
+Reads JSON, JSONL, Parquet or dataset folders; docs/pipeline-formats.md lists the forms and columns.
+Keeps everything it does in one SQLite file in --out, so a run that ended (kill -9, Ctrl-C, full
+disk, budget) goes on where it was when the same command is given again. API keys are read from
+environment variables only.
 
 Offline, no model, a baseline for trying things out:
 
@@ -80,10 +81,12 @@ def convert(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     give_up_after: o.GiveUpAfter = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -106,7 +109,10 @@ def convert(
     max_trace_tokens: o.MostTrace = None,
     drop_cjk: o.DropCjk = None,
     require_closed: o.RequireClosed = None,
+    require_answer: o.RequireAnswer = None,
     keep_blocks: o.KeepBlocks = None,
+    split: o.Split = None,
+    generations: o.Generations = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
@@ -139,7 +145,10 @@ def split(
     max_trace_tokens: o.MostTrace = None,
     drop_cjk: o.DropCjk = None,
     require_closed: o.RequireClosed = None,
+    require_answer: o.RequireAnswer = None,
     keep_blocks: o.KeepBlocks = None,
+    split: o.Split = None,
+    generations: o.Generations = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
@@ -167,9 +176,11 @@ def score(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -216,9 +227,11 @@ def summarize(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     rounds: o.Rounds = None,

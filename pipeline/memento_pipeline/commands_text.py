@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,9 @@ from typer import Argument, Option
 VALIDATE_HELP = """Check training rows: whole blocks, each with its memento, nothing stray.
 
 Knows the shapes that `memento convert` writes and OpenMementos has: problem and response, the same
-with sentences, blocks and block_summaries, chat text, token ids with spans. Says which row of which
-file is wrong and why. Of a work folder the row files are checked, not its logs.
+with sentences, blocks and block_summaries, chat text and messages, token ids with spans. Says
+which row of which file is wrong and why. Of a work folder the row files are checked, not its logs.
+A trace counts once, however many files have it, and is valid if all its rows are.
 
     memento validate work
 
@@ -53,8 +55,6 @@ Exit code: 0 written, 2 it cannot be done (the message says why).
 """
 
 MOST_PROBLEMS = 20
-ROW_FOLDERS = ("default", "full", "chat", "tokenized")
-"""Folders with rows in the output of `memento convert`."""
 
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Only the exit code.")]
 
@@ -69,11 +69,16 @@ def validate(
     from memento_pipeline.validate import validate_files
 
     console = Console(soft_wrap=True, highlight=False)
-    rows = wrong = shown = 0
+    shown = 0
+    traces: Counter[Path] = Counter()
+    rows: Counter[Path] = Counter()
+    wrong: set[tuple[Path, int]] = set()
     with exit_codes():
-        for report in validate_files([part for path in paths for part in row_files(path)]):
-            rows += 1
-            wrong += bool(report.problems)
+        for report in validate_files(paths):
+            rows[report.file] += 1
+            traces[report.group] = max(traces[report.group], rows[report.file])
+            if report.problems:
+                wrong.add((report.group, report.row))
             for problem in report.problems:
                 shown += 1
                 if not quiet and shown <= most:
@@ -81,14 +86,10 @@ def validate(
     if not quiet:
         if shown > most:
             console.print(f"... and {shown - most:,} more problems: see --most")
-        verdict = "no rows" if not rows else f"{rows - wrong:,} of {rows:,} rows are valid"
-        console.print(verdict)
-    raise typer.Exit(Exit.FAILED if wrong or not rows else Exit.OK)
-
-
-def row_files(path: Path) -> list[Path]:
-    """`path`, or, of an output folder of `memento convert`, its folders that hold rows."""
-    return [folder for name in ROW_FOLDERS if (folder := path / name).is_dir()] or [path]
+        total, written = traces.total(), rows.total()
+        what = "rows are valid" if total == written else f"traces are valid, in {written:,} rows"
+        console.print(f"{total - len(wrong):,} of {total:,} {what}" if total else "no rows")
+    raise typer.Exit(Exit.FAILED if wrong or not traces else Exit.OK)
 
 
 def report(

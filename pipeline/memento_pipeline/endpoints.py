@@ -86,12 +86,14 @@ class AskOptions(BaseModel):
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout: float = Field(default=600.0, gt=0)  # seconds for one whole answer
+    first_timeout: float = Field(default=300.0, gt=0)  # seconds until the very first response
     retries: int = Field(default=8, ge=0)
     backoff: float = Field(default=0.5, ge=0)  # seconds before the first retry
     most_backoff: float = Field(default=30.0, ge=0)
     give_up_after: float = Field(default=120.0, gt=0)  # seconds without any success
     price_in: float | None = Field(default=None, ge=0)  # dollars per million tokens
     price_out: float | None = Field(default=None, ge=0)
+    price_cached: float | None = Field(default=None, ge=0)  # prompt tokens from a cache; None: in
     budget: float | None = Field(default=None, gt=0)  # dollars, all runs on a folder together
 
     def sampling(self) -> dict[str, Any]:
@@ -99,10 +101,16 @@ class AskOptions(BaseModel):
         named = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return {name: value for name, value in named.items() if value is not None} | self.extra_body
 
-    def dollars(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        """The price of an answer; None when a price or a count is unknown."""
+    def dollars(
+        self, prompt_tokens: int | None, completion_tokens: int | None, cached: int | None = None
+    ) -> float | None:
+        """The price of an answer; None when a price or a count is unknown. `cached` of the prompt
+        tokens came from the provider's cache."""
         if self.price_in is None or self.price_out is None:
             return None
         if prompt_tokens is None or completion_tokens is None:
             return None
-        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+        known = min(cached or 0, prompt_tokens)
+        rate = self.price_in if self.price_cached is None else self.price_cached
+        paid = (prompt_tokens - known) * self.price_in + known * rate
+        return (paid + completion_tokens * self.price_out) / 1e6

@@ -79,7 +79,9 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
         if preview:
             for trace in islice(converted(store), preview):
                 show.preview(Console(), trace)
-        if not values["quiet"]:
+        if values["quiet"]:
+            show.stopped(console, outcome)
+        else:
             show.summary(console, outcome, store.folder)
         # After an early end files would look finished; `memento assemble` writes them if wanted.
         if not (preview or outcome.summary.stopped):
@@ -105,7 +107,9 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
             store.note("options", options.model_dump_json())
             quiet = values["quiet"]
             outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
-            if not quiet:
+            if quiet:
+                show.stopped(console, outcome)
+            else:
                 show.summary(console, outcome, out)
         raise typer.Exit(outcome.exit)
 
@@ -140,7 +144,7 @@ def _stage_names(names: Sequence[str]) -> list[str]:
 
 
 def _total(options: RunOptions) -> int | None:
-    total = count_rows(list(options.inputs))
+    total = count_rows(options.inputs, options.read, out=options.out)
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
     return None if total is None else -(-total // options.shard.parts)
@@ -149,7 +153,7 @@ def _total(options: RunOptions) -> int | None:
 def _check_files(options: RunOptions) -> None:
     """Wrong names of templates and tokenizers are errors before anything is paid."""
     load_counter(options.tokenizer)
-    template = load_template(options.export.chat_template)
+    template = load_template(options.export.chat_template, options.export.tokenizer)
     if options.export.tokenizer is not None:
         RowTokenizer(options.export.tokenizer, template, options.export.mask_delimiters)
 

@@ -23,6 +23,10 @@ RULES = "rules"
 """The model name of the offline baseline."""
 
 
+NEWER = ("require_answer", "generations", "split")
+"""Options of reading that count as settings only where they are given."""
+
+
 class Shard(NamedTuple):
     """Part `part` of `parts`, counted from 0."""
 
@@ -84,6 +88,9 @@ class RunOptions(Record):
         own = self.model_dump(mode="json", include={"read", "score", "segment", "summarize"})
         for stage in ("score", "summarize"):
             del own[stage]["tries"]
+        for name in NEWER:  # folders that were started without them go on
+            if own["read"][name] == ReadOptions.model_fields[name].default:
+                del own["read"][name]
         return {
             "split": own["read"] | {"tokenizer": tokenizer, "shard": str(self.shard)},
             "score": asked | own["score"],

@@ -124,7 +124,7 @@ def validate(*arguments: object) -> Result:
 
 def test_command(work: Path, full: Row, tmp_path: Path) -> None:
     good = validate(work)
-    assert (good.exit_code, good.output) == (Exit.OK, "12 of 12 rows are valid\n")
+    assert (good.exit_code, good.output) == (Exit.OK, "2 of 2 traces are valid, in 14 rows\n")
     bad = tmp_path / "[bold]bad.jsonl"  # no markup of the terminal's
     broken = full | {"response": full["response"].replace("</think>", "")}
     lines = [json.dumps(full), json.dumps(broken), "{torn"]

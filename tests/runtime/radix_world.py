@@ -57,6 +57,7 @@ class Request:
         self.origin_input_ids = array("q", prompt)
         self.output_ids = array("q")
         self.extra_key = extra
+        self.cache_salt: str | None = None
         self.options = options
         parsed = RequestOptions.parse(options)
         self.memento = RequestState(self.origin_input_ids, CONFIG, MARKERS, parsed)
@@ -73,12 +74,13 @@ class Request:
         self.extend_end = 0
         self.prefilling = True
         self.void_step = False
+        self.weights: dict[int, Any] = {}
 
     @property
     def ids(self) -> list[int]:
         return [*self.origin_input_ids, *self.output_ids]
 
-    cache_salt = None
+    skip_radix_cache_insert = False
 
     def finished(self) -> bool:
         return self.done
@@ -87,8 +89,8 @@ class Request:
         return max(length - 1, 0)
 
     def refresh_fill_ids(self) -> None:
-        self.full_untruncated_fill_ids = self.memento.visible(
-            self.origin_input_ids + self.output_ids
+        self.full_untruncated_fill_ids = self.memento.row_ids(
+            self.full_untruncated_fill_ids, self.origin_input_ids, self.output_ids
         )
 
 
@@ -114,7 +116,14 @@ class World:
     def identity(self, req: Request, index: int) -> Any:
         ids = req.ids
         reached = tuple(e for e in req.memento.machine.evictions if e.point <= index)
-        return tuple(ids[: index + 1]), reached, req.extra_key
+        return tuple(ids[: index + 1]), reached, req.extra_key, req.cache_salt, req.weights[index]
+
+    def computed(self, req: Request, index: int) -> Any:
+        """The identity of what is computed now; nobody else has KV of several weights."""
+        now = self.tree.weight_version
+        began = req.memento.weight_version
+        req.weights[index] = now if began == now else (began, now, req.rid)
+        return self.identity(req, index)
 
     def visible(self, req: Request, rows: int) -> list[int]:
         gone = req.memento.machine.evictions[: req.memento.applied]
@@ -142,7 +151,7 @@ class World:
 
     def step(self) -> None:
         actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
-        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05)]
+        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.03)]
         kinds, weights = zip(*actions, strict=True)
         self.rng.choices(kinds, weights)[0]()
         self.check()
@@ -155,9 +164,13 @@ class World:
         near = [i + d for i, t in enumerate(text) if t < 5 for d in (0, 1, 2)]
         cut = self.rng.choice(near or [1]) if self.rng.random() < 0.7 else len(text)
         prompt = text[: max(1, min(cut, len(text)))] + self.some_tokens(self.rng.randint(0, 6))
-        extra = "other" if self.rng.random() < 0.1 else None
+        extra, salt = (x if self.rng.random() < 0.05 else None for x in ("other", "salt"))
         self.count += 1
-        self.waiting.append(Request(self.count, prompt, self.rng.choice(OPTIONS), extra))
+        req = Request(self.count, prompt, self.rng.choice(OPTIONS), extra)
+        req.cache_salt = salt
+        req.priority = self.rng.randint(0, 2)
+        req.skip_radix_cache_insert = self.rng.random() < 0.02
+        self.waiting.append(req)
 
     def some_tokens(self, count: int) -> list[int]:
         return [self.rng.choice((1, 2, 3, 4, *LETTERS, *LETTERS)) for _ in range(count)]
@@ -175,6 +188,8 @@ class World:
         assert req.full_untruncated_fill_ids == req.memento.visible(array("q", req.ids))
         assert -req.already_computed == req.memento.evicted
         req.kv.cache_protected_len = hit = req.prefix_len
+        for index in self.visible(req, hit):
+            req.weights[index] = self.tree.weight_version
         self.hits += hit
         self.crossed += req.memento.applied
         req.kv.kv_committed_len = req.kv.kv_allocated_len = hit
@@ -212,9 +227,10 @@ class World:
         self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.to(torch.int32))
         req.kv.kv_committed_len = req.kv.kv_allocated_len = end
         for index, slot in zip(self.visible(req, end)[start:], slots.tolist(), strict=True):
-            self.written[slot] = self.identity(req, index)
+            self.written[slot] = self.computed(req, index)
         req.extend_end = end
-        self.tree.checkpoint(req, up_to=end)
+        if not req.skip_radix_cache_insert:
+            self.tree.checkpoint(req, up_to=end)
         req.prefix_len = end
         if count < left:
             evict_prefix(self.runtime, req, self.allocator, self.tree)
@@ -259,7 +275,7 @@ class World:
             return False
         row = req.kv.kv_committed_len
         self.rows.write((req.kv.req_pool_idx, slice(row, row + 1)), slots.to(torch.int32))
-        self.written[int(slots[0])] = "computed too early" if wrong else self.identity(req, index)
+        self.written[int(slots[0])] = "computed too early" if wrong else self.computed(req, index)
         req.kv.kv_committed_len = req.kv.kv_allocated_len = row + 1
         return True
 
@@ -286,7 +302,7 @@ class World:
 
     def release(self, req: Request, *, is_insert: bool) -> None:
         rows = req.kv.kv_committed_len
-        if is_insert:
+        if is_insert and not req.skip_radix_cache_insert:
             req.done = True
             self.tree.checkpoint(req, up_to=rows)
         self.tree.free_kv_row(req.kv, [(req.kv.cache_protected_len, rows)])
@@ -313,6 +329,10 @@ class World:
         possible = self.tree.evictable_size()
         self.tree.evict(EvictParams(num_tokens=wanted))
         assert self.allocator.available_size() - before >= min(wanted, possible)
+
+    def load(self) -> None:
+        """New weights."""
+        self.tree.weight_version += 1
 
     def flush(self) -> None:
         if not self.live:

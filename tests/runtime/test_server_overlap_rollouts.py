@@ -134,7 +134,7 @@ def test_the_examples_of_the_page(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python tested\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
     for code in examples:
         code = code.replace("http://127.0.0.1:30000", server.url)
