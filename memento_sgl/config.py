@@ -115,6 +115,9 @@ class MementoConfig(BaseModel):
         description="admission reserves what a request will hold after its evictions; false: all "
         "that it may write, as SGLang does",
     )
+    page: bool = Field(
+        True, description="the HTTP server has a page at /memento, to watch the model think"
+    )
     debug: bool = Field(False, description="log one line per block event")
     trace_dir: str = Field(
         "", description="write one file per finished request into this folder; empty: none"

@@ -36,6 +36,7 @@ class Runtime:
         voided: requests with decode results to come that must be ignored.
         replaying: requests whose next decode step reads a token that was read before.
         reread: requests whose step being prepared must not count for penalties: a later one does.
+        evictions: spans that left a row so far, those replayed after a retraction included.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
         constrained: requests with constrained emission that hold a row; they leave this set by
@@ -55,6 +56,7 @@ class Runtime:
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
         self.reread: set[Any] = set()
+        self.evictions = 0
         self.evicting = False
         self.constrained: WeakSet[Any] = WeakSet()
         self._automaton: EmissionAutomaton | None = None

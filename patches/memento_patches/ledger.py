@@ -4,6 +4,7 @@
 
 `role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
 parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
+`page` goes with `frontend` where that process serves HTTP, unless the page is turned off.
 `python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint;
 `python -m memento_patches.compare` compares two installed versions.
 """
@@ -32,7 +33,7 @@ class Seam:
     target: str
     kind: Literal["BEFORE", "AFTER", "AROUND"]
     hook: str
-    role: Literal["bootstrap", "frontend", "scheduler"]
+    role: Literal["bootstrap", "frontend", "page", "scheduler"]
     why: str
     retire: str
     fingerprint: str
@@ -180,6 +181,34 @@ LEDGER: tuple[Seam, ...] = (
         why="accounting in the final chunk of a completion stream",
         retire="an extension point for response metadata",
         fingerprint="fe1d7b5f8571fc1f",
+    ),
+    Seam(
+        target="sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        kind="BEFORE",
+        hook="page:add_page",
+        role="page",
+        why="the page at /memento on the server's own port",
+        retire="routes from plugins",
+        fingerprint="7b68d6a8a80953ba",
+    ),
+    Seam(
+        target="sglang.srt.utils.auth.decide_request_auth",
+        kind="AROUND",
+        hook="page:let_page_through",
+        role="page",
+        why="a browser opens the page before it can be given the API key",
+        retire="an auth level for public endpoints",
+        fingerprint="ba9f3a6b2d1cec33",
+    ),
+    Seam(
+        target="sglang.srt.managers.scheduler_components.load_inquirer"
+        ".SchedulerLoadInquirer.get_loads",
+        kind="AFTER",
+        hook="page:add_to_snapshot",
+        role="scheduler",
+        why="evictions and missing tokens ride along with the published load",
+        retire="fields of plugins in load snapshots",
+        fingerprint="9a52f7d0f88b405e",
     ),
     Seam(
         target=f"{_SCHEDULER}.update_running_batch",
@@ -533,6 +562,11 @@ RELIED: tuple[Relied, ...] = (
         target=f"{_TOKENIZER}._handle_batch_output",
         what="`meta_info` goes out with the answer it was made for",
         fingerprint="f1b8fa668166772d",
+    ),
+    Relied(
+        target="sglang.srt.managers.load_snapshot.ShmLoadSnapshotReader._read_slot",
+        what="load snapshots are read with the module's decoder, which the page replaces",
+        fingerprint="d05ba5e30f5f3316",
     ),
 )
 
