@@ -210,10 +210,9 @@ class Runtime:
         for req in batch.reqs:
             req.cached_tokens_device = req.cached_tokens  # logical, and there is no other source
         if self.evicting or any(state.evicted for state in states):
-            evicted = [state.evicted for state in states]
-            self.set_offsets(slots, evicted)
-            logical = batch.orig_seq_lens
-            batch.orig_seq_lens = logical + staged(evicted, logical.device, logical.dtype)
+            self.set_offsets(slots, [state.evicted for state in states])
+            now = batch.orig_seq_lens
+            batch.orig_seq_lens = staged(logical_lengths(batch.reqs), now.device, now.dtype)
         self._constrain(batch.reqs, slots, states)
         if self.observers is not None:
             for req in batch.reqs:
@@ -293,6 +292,12 @@ class Runtime:
                 self._automaton.reset()
             self._automaton.load(slots, states)
         self.constrained.update(newly)
+
+
+def logical_lengths(reqs: Sequence[Any]) -> list[int]:
+    """What SGLang's `orig_seq_lens` counts in a prefill: the whole prompt from the first chunk on,
+    or everything up to the chunk's end where that is more."""
+    return [max(req.extend_end + req.memento.evicted, len(req.origin_input_ids)) for req in reqs]
 
 
 def _check_engine(scheduler: Any) -> None:
