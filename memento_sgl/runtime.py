@@ -17,7 +17,13 @@ from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
-from memento_sgl.request import RequestState, Settings, options_of
+from memento_sgl.request import (
+    RequestState,
+    Settings,
+    check_options,
+    has_grammar,
+    options_of,
+)
 from memento_sgl.staging import staged
 from memento_sgl.watch import Observers, Watch, observers_of
 
@@ -84,17 +90,31 @@ class Runtime:
 
         A probe is a request of the server's own health check: nobody watches those.
         """
-        params = req.sampling_params.custom_params
         try:
-            options = options_of(params)
-            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+            state = self._state_of(req)
         except RequestError as error:
             req.set_finish_with_abort(str(error))
-            options = RequestOptions(enable=False)
-            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+            state = self.without_prompt(req)
         if self.observers is not None and state.config.enable and not probe:
             state.watch = Watch(self.observers, req.rid, state)
         return state
+
+    def _state_of(self, req: Any) -> RequestState:
+        params = req.sampling_params
+        options = options_of(params.custom_params)
+        prompt = req.origin_input_ids
+        if req.input_embeds is not None:  # SGLang puts token 1 in place of each
+            options = options.model_copy(update={"assistant_start": len(prompt)})
+        if req.session is not None:  # the door has seen this turn's tokens only
+            grammar = has_grammar(params, require_reasoning=req.require_reasoning)
+            settings = Settings(self.config, self.markers, self.structure)
+            check_options(params.custom_params, prompt, settings, grammar=grammar)
+        return RequestState(prompt, self.config, self.markers, options)
+
+    def without_prompt(self, req: Any) -> RequestState:
+        """State for a request that ends at once: SGLang has put one token in its prompt's place."""
+        options = RequestOptions(enable=False)
+        return RequestState(req.origin_input_ids, self.config, self.markers, options)
 
     def observe(self, batch: Any, ignored: Sequence[Any]) -> None:
         """After a result was processed: find the requests whose newest token makes a span due."""
