@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml Makefile | cksum | cut -d'
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check bench bench-gpu demo-model clean
+.PHONY: help setup demo test test-long check bench bench-gpu demo-model clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,6 +25,9 @@ demo: setup  ## serve the embedded model, solve problems, draw the KV curve
 
 test: setup  ## all tests that need no GPU
 	$(BIN)/python -m pytest
+
+test-long: setup  ## what `make test` leaves out: tests with other programs, and long ones
+	$(BIN)/python -m pytest -m external
 
 check: setup  ## formatting, lint, types
 	$(BIN)/ruff format --check .

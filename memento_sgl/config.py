@@ -285,10 +285,10 @@ def _load_object(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
             raise ConfigError(
-                f"memento config: neither a JSON object nor a readable file: {text!r} "
-                f"({error.strerror})"
+                f"memento config: neither a JSON object nor a readable file: {text!r} ({reason})"
             ) from None
     try:
         data = json.loads(text)

@@ -20,7 +20,6 @@ from memento_sgl.simulate import Replayer, block_lines
 from memento_sgl.simulate_show import size
 from memento_sgl.trace_formats import Trace
 
-MOST_SHOWN = 12
 """Requests on a page unless asked for more."""
 
 

@@ -26,7 +26,8 @@ from sglang.lang.choices import (
 from sglang.lang.interpreter import ProgramState, StreamExecutor
 from sglang.lang.ir import SglSamplingParams
 
-from memento_frontend.native import DEFAULT_URL, THINK_END, NativeClient, Output, Prompt
+from memento_frontend.native import THINK_END, NativeClient, Output, Prompt
+from memento_sgl.address import DEFAULT_URL
 from memento_sgl.errors import ConfigError
 
 # Among the variables of a program, because those are what its forks take along.

@@ -63,7 +63,9 @@ RedoThis = Annotated[bool, Option("--redo", help="Drop this stage and those afte
 Ray = Annotated[
     int | None, Option("--ray", help="N shards on a Ray cluster.", rich_help_panel=o.OUT)
 ]
-Quiet = Annotated[bool, Option("--quiet", help="No progress, no summary.", rich_help_panel=o.OUT)]
+Quiet = Annotated[
+    bool, Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=o.OUT)
+]
 
 
 def convert(
@@ -81,10 +83,12 @@ def convert(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     give_up_after: o.GiveUpAfter = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -174,9 +178,11 @@ def score(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -223,9 +229,11 @@ def summarize(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     rounds: o.Rounds = None,

@@ -19,7 +19,7 @@ INSERTS = {
     "reason = excluded.reason "
     "WHERE excluded.status IS NOT NULL OR excluded.digest <> traces.digest",
     "results": "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)",
-    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "rejected": "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?, ?)",
 }
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from memento_pipeline.answers import JUDGEMENTS, SCORES, neutralise
+from memento_pipeline.answers import judgements_schema, neutralise, scores_schema
 from memento_pipeline.records import Sentences
 from memento_pipeline.wire import Prompt
 from memento_sgl.templates import template_path
@@ -112,7 +112,9 @@ def score_prompt(
         "note": note,
     }
     user = _render("score.jinja", values)
-    return Prompt(trace_id, "score", system_prompt("score"), user, SCORES, attempt)
+    return Prompt(
+        trace_id, "score", system_prompt("score"), user, scores_schema(boundaries), attempt
+    )
 
 
 def _marked(piece: str, boundary: int) -> str:
@@ -142,7 +144,8 @@ def memento_prompt(
         "note": note,
     }
     user = _render(f"{stage}.jinja", values)
-    schema = JUDGEMENTS if stage == "judge" else None
+    numbers = [block.number for block in asked]
+    schema = judgements_schema(numbers) if stage == "judge" else None
     return Prompt(trace_id, stage, system_prompt(stage), user, schema, attempt)
 
 

@@ -208,6 +208,7 @@ class Usage(Record):
     cached_calls: int = 0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt tokens, read from the endpoint's cache
     dollars: float | None = None
 
 

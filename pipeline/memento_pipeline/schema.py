@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, trace_id TEXT NOT NULL, stage TEXT NOT NULL, model TEXT NOT NULL,
     text TEXT NOT NULL, finish_reason TEXT,
-    prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL
+    prompt_tokens INTEGER, completion_tokens INTEGER, dollars REAL, cached_tokens INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS rejected (
     file TEXT NOT NULL, row INTEGER NOT NULL, reason TEXT NOT NULL, excerpt TEXT NOT NULL, id TEXT,
@@ -77,6 +77,7 @@ class StoredAnswer(NamedTuple):
     prompt_tokens: int | None
     completion_tokens: int | None
     dollars: float | None
+    cached_tokens: int | None = None  # of the prompt tokens
 
 
 class Spent(NamedTuple):
@@ -101,12 +102,20 @@ class Paid(NamedTuple):
     unreported: int  # answers without a token count
     dollars: float | None
     unpriced: int  # answers without a price
+    cached_tokens: int | None = None  # of the prompt tokens
 
 
 def digest_of(trace: Trace) -> str:
     """Hash of what a trace says, without its id and where it was found."""
     said = trace.model_dump_json(exclude={"id", "provenance"})
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Bring the tables of an earlier version to this one; what they hold stays."""
+    columns = {row[1] for row in db.execute("PRAGMA table_info(answers)")}
+    if "cached_tokens" not in columns:
+        db.execute("ALTER TABLE answers ADD COLUMN cached_tokens INTEGER")
 
 
 def set_meta(db: sqlite3.Connection, key: str, value: str) -> None:

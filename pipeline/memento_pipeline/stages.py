@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from memento_pipeline.checks import check_memento
-from memento_pipeline.options import RULES, RunOptions
+from memento_pipeline.cli_options import RULES
+from memento_pipeline.options import RunOptions
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.read import why_filtered
 from memento_pipeline.records import (

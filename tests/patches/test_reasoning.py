@@ -93,7 +93,7 @@ def test_tags_that_are_special_tokens_are_kept() -> None:
         serving = SimpleNamespace(
             reasoning_parser=parser,
             tokenizer_manager=manager,
-            _reasoning_detector=MementoDetector(MementoConfig()),
+            _reasoning_detector=MementoDetector(),
         )
         keep_tags(None, serving, asked)
         found: bool = asked.skip_special_tokens

@@ -25,14 +25,20 @@ from email.utils import formatdate
 from typing import Any
 
 TRANSPORT_FAULTS = (
-    *("429", "429-after", "429-date", "500", "503-after"),
+    *("429", "429-after", "429-date", "500", "503-after", "529"),
     *("hang", "drip", "close", "cut-body", "bad-body", "no-choices", "error-body"),
 )
 CONTENT_FAULTS = (
     *("nan", "out-of-range", "missing", "foreign-number", "unnumbered", "eighty"),
     *("truncated", "empty", "echo", "unclosed-reasoning", "two-answers", "prose-only"),
 )
-HARMLESS = ("reasoning", "prose", "fence")  # must be read as if they were not there
+HARMLESS = (  # must be read as if they were not there
+    *("reasoning", "prose", "fence", "sketch", "parts", "odd-usage", "stream"),
+)
+HOPELESS = (  # what some endpoints answer to everything
+    *("html", "not-json", "error-400", "error-429", "stream-error", "empty-stream"),
+    *("refusal", "filtered", "reasoned", "cut", "quota", "no-model"),
+)
 ALL_FAULTS = (*TRANSPORT_FAULTS, *CONTENT_FAULTS, *HARMLESS)
 
 
@@ -52,6 +58,10 @@ class Settings:
     path: str = "/v1/chat/completions"
     schema: bool = True  # else response_format is refused with 400
     usage: bool = True
+    cache: bool = False  # report the prompt tokens that an earlier prompt began with
+    always: str = ""  # one of HOPELESS
+    limit_name: str = "max_tokens"  # the other name of it is refused with 400
+    temperature: bool = True  # else it is refused with 400
     hang: float = 30.0  # seconds that "hang" and "drip" take
     retry_after: float = 0.05
     refuse: str = ""  # a prompt that contains this is refused with 400
@@ -132,6 +142,10 @@ def spoil(kind: str, task: str, text: str, user: str) -> str:
         return f'<think>Maybe {{"scores": [{{"n": 1, "s": 3}}]}}? SCORE: 10/10</think>\n{text}'
     if kind == "prose":
         return f"Sure, here it is:\n{text}\nI hope this helps {{really}}!"
+    if kind == "sketch":
+        return f'Roughly {{"scores": [{{"n": ?}}], "judgements": [{{...}}]}} and so on.\n{text}'
+    if kind in ("parts", "odd-usage", "stream"):
+        return text
     if kind == "fence":
         return f"```json\n{text}\n```"
     if kind == "empty":
@@ -184,6 +198,8 @@ class FaultServer:
         self.level: list[tuple[float, int]] = []  # (time, requests in flight from then on)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._pages: set[bytes] = set()  # of prompts, when `cache`
+        self.bodies: list[dict[str, Any]] = []  # of requests, when `keep_prompts`
 
     async def __aenter__(self) -> FaultServer:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024)
@@ -258,6 +274,8 @@ class FaultServer:
         body = json.loads(raw)
         if "response_format" in body and not settings.schema:
             return await self._send(writer, 400, _error("response_format is not supported"))
+        if refused := _unsupported(body, settings):
+            return await self._send(writer, 400, refused)
         payload = hashlib.sha256(raw).hexdigest()[:24]
         self.asked[payload] += 1
         system, user = (message["content"] for message in body["messages"])
@@ -265,12 +283,15 @@ class FaultServer:
             return await self._send(writer, 400, _error("maximum context length exceeded"))
         if self.keep_prompts:
             self.users.append(user)
+            self.bodies.append(body)
             self.systems.add(system)
         kind = self._draw(payload)
         draw = random.Random(f"{settings.seed}:{payload}").uniform(-1, 1)
         await asyncio.sleep(settings.latency * (1 + settings.jitter * draw))
         if self.in_flight > settings.capacity:
             kind = "429-after"
+        if settings.always:
+            return await self._hopeless(settings.always, writer)
         if kind in TRANSPORT_FAULTS:
             return await self._misbehave(kind, writer)
         task, text = answer(system, user)
@@ -280,8 +301,68 @@ class FaultServer:
         self.tokens["in"] += (len(system) + len(user)) // 4
         self.tokens["out"] += len(text) // 4
         reply = _reply(text, (len(system) + len(user)) // 4, settings.usage)
+        if settings.cache:
+            known = self._known_prefix(system + user) // 4
+            self.tokens["cached"] += known
+            reply["usage"]["prompt_tokens_details"] = {"cached_tokens": known}
         self.answered[payload] += 1
         self.by_key[headers.get("idempotency-key", "")] += 1
+        if kind == "parts":
+            part = {"type": "text", "text": text}
+            reply["choices"][0]["message"]["content"] = [{"type": "thinking"}, part]
+        elif kind == "odd-usage":
+            reply["usage"] = {"prompt_tokens": -1, "completion_tokens": "many", "cost": None}
+        elif kind == "stream":
+            return await self._send(writer, 200, _streamed(text))
+        return await self._send(writer, 200, reply)
+
+    def _known_prefix(self, prompt: str) -> int:
+        """Characters that an earlier prompt began with too, in whole pages."""
+        digest, seen, known = hashlib.sha256(), 0, 0
+        for end in range(CACHE_PAGE, len(prompt) + 1, CACHE_PAGE):
+            digest.update(prompt[end - CACHE_PAGE : end].encode())
+            page = digest.digest()
+            if page in self._pages and seen == end - CACHE_PAGE:
+                seen = known = end
+            self._pages.add(page)
+        return known
+
+    async def _hopeless(self, kind: str, writer: asyncio.StreamWriter) -> bool:
+        message = {"role": "assistant", "content": None}
+        if kind == "html":
+            page = "<html><title>Welcome</title><body>Please sign in</body></html>"
+            return await self._send(writer, 200, page)
+        if kind == "not-json":
+            return await self._send(writer, 200, "OK, but who are you?")
+        if kind == "error-400":
+            error = {"message": "context of 4096 exceeded", "type": "invalid_request_error"}
+            return await self._send(writer, 200, {"error": error})
+        if kind == "error-429":
+            return await self._send(writer, 200, {"error": {"message": "busy", "code": 429}})
+        if kind == "stream-error":
+            return await self._send(
+                writer, 200, 'data: {"error": {"message": "out of memory"}}\n\n'
+            )
+        if kind == "empty-stream":
+            return await self._send(writer, 200, ": keep-alive\n\ndata: [DONE]\n\n")
+        if kind == "quota":
+            error = {"message": "You exceeded your quota", "code": "insufficient_quota"}
+            return await self._send(writer, 429, {"error": error})
+        if kind == "no-model":
+            return await self._send(writer, 404, _error("The model `canned` does not exist"))
+        reply = _reply("", 10, True)
+        choice = reply["choices"][0]
+        choice["message"] = message
+        if kind == "refusal":
+            message["refusal"] = "I cannot help with that."
+        elif kind == "reasoned":
+            message["reasoning_content"] = "The cuts are good, I think."
+        elif kind == "filtered":
+            choice["finish_reason"] = "content_filter"
+        else:
+            assert kind == "cut"
+            message["content"] = '{"scores": {'
+            choice["finish_reason"] = "length"
         return await self._send(writer, 200, reply)
 
     def _draw(self, payload: str) -> str:
@@ -296,6 +377,8 @@ class FaultServer:
     async def _misbehave(self, kind: str, writer: asyncio.StreamWriter) -> bool:
         wait = self.settings.retry_after
         good = json.dumps(_reply("never seen", 1, True)).encode()
+        if kind == "529":
+            return await self._send(writer, 529, _error("overloaded"))
         if kind == "429":
             return await self._send(writer, 429, _error("slow down"))
         if kind in ("429-after", "503-after"):
@@ -336,6 +419,31 @@ class FaultServer:
         writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         await writer.drain()
         return True
+
+
+CACHE_PAGE = 64  # characters: 16 tokens, as SGLang and vLLM
+
+
+def _unsupported(body: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
+    """As OpenAI's newer models refuse parameters."""
+    for name, other in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "")):
+        if name in body and settings.limit_name != name:
+            hint = f"Unsupported parameter: '{name}' is not supported with this model."
+            return _error(f"{hint} Use '{other}' instead." if other else hint)
+    if "temperature" in body and not settings.temperature:
+        return _error("Unsupported value: 'temperature' does not support 0.2 with this model.")
+    return None
+
+
+def _streamed(text: str) -> str:
+    """A whole answer as an event stream."""
+    middle = len(text) // 2
+    events = [
+        {"choices": [{"delta": {"content": part}}]} for part in (text[:middle], text[middle:])
+    ]
+    last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 7}}
+    lines = [f"data: {json.dumps(event)}\n\n" for event in [*events, last]]
+    return ": hello\n\n" + "".join(lines) + "data: [DONE]\n\n"
 
 
 def _error(message: str) -> dict[str, Any]:

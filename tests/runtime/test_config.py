@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,7 +192,7 @@ UNSUPPORTED: dict[str, object] = {
     "strip_thinking_cache": True,
     "dcp_size": 2,
     "pp_size": 2,
-    "enable_dp_attention": True,
+    "attn_dp_size": 2,
     "enable_two_batch_overlap": True,
     "enable_pdmux": True,
     "enable_deterministic_inference": True,
@@ -209,12 +208,13 @@ UNSUPPORTED: dict[str, object] = {
 @pytest.mark.parametrize("flag", UNSUPPORTED)
 def test_every_unsupported_engine_flag_is_refused(flag: str) -> None:
     pytest.importorskip("sglang")
+    import msgspec
     from sglang.srt.server_args import ServerArgs
 
     from memento_sgl.serving import REFUSED, _refuse
 
     assert {attribute for attribute, _, _ in REFUSED} == UNSUPPORTED.keys()
-    fields = {field.name: field.default for field in dataclasses.fields(ServerArgs)}
+    fields = {field.name: field.default for field in msgspec.structs.fields(ServerArgs)}
     stock = {name: fields[name] for name in (*UNSUPPORTED, "chunked_prefill_size")}
     _refuse(SimpleNamespace(**stock))
     with pytest.raises(ConfigError, match=f"does not support .*{flag}="):

@@ -11,7 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import STRICT, Served, random_jobs, request_body, spell, verify_strict_samples
+from conftest import (
+    STRICT,
+    Served,
+    random_jobs,
+    request_body,
+    spell,
+    verify_lengths_around_evictions,
+    verify_strict_samples,
+)
 
 pytestmark = pytest.mark.server
 
@@ -40,6 +48,10 @@ def test_every_per_request_option_in_one_batch(server: Served) -> None:
         STRICT | {"max_blocks": 0, "min_summary_tokens": 2, "max_summary_tokens": 2},
     )
     assert server.verify_many(random_jobs(27, 2, *options, longest=260), concurrency=8) > 15
+
+
+def test_every_length_around_each_eviction(server: Served) -> None:
+    verify_lengths_around_evictions(server, seed=61)
 
 
 def test_strict_samples_are_well_formed(server: Served) -> None:
@@ -287,13 +299,8 @@ async def test_aborting_at_random_moments_leaks_nothing(server: Served) -> None:
 
         await asyncio.gather(*(job(ids) for ids, _, _ in jobs))
     for _ in range(100):
-        if server.post("/get_load") and _idle(server):
+        if not server.loads()[0]["num_running_reqs"]:
             break
         await asyncio.sleep(0.2)
     server.assert_all_slots_free()
     assert server.verify_many(random_jobs(4, seed=10), concurrency=4) > 0
-
-
-def _idle(server: Served) -> bool:
-    (load,) = httpx.get(f"{server.url}/get_load", timeout=30).json()
-    return bool(load["num_reqs"] == 0)

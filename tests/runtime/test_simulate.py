@@ -104,15 +104,15 @@ def test_every_kind_of_file_gives_the_same(replayer: Replayer, tmp_path: Path) -
     texts.mkdir()
     for number, text in enumerate(chat):
         (texts / f"{number}.txt").write_text(text)
-    expected = json_lines(tmp_path / "lines.jsonl", "--keep-last", "0,1")[-1]
+    expected = json_lines(tmp_path / "lines.jsonl", "--keep-last-n-blocks", "0,1")[-1]
     assert expected["sums"][0]["requests"] == 4
     assert expected["sums"][0]["evicted_tokens"] > expected["sums"][1]["evicted_tokens"] > 0
     found = [path for path in tmp_path.iterdir() if path.name != "lines.jsonl"]
     assert len(found) == 7
     for path in found:
-        assert json_lines(path, "--keep-last", "0,1")[-1] == expected, path.name
+        assert json_lines(path, "--keep-last-n-blocks", "0,1")[-1] == expected, path.name
     for text in (lines, pretty):
-        assert json_lines("-", "--keep-last", "0,1", stdin=text)[-1] == expected
+        assert json_lines("-", "--keep-last-n-blocks", "0,1", stdin=text)[-1] == expected
     (one,) = json_lines("-", stdin=chat[0])[:-1]
     assert one["request"] == "stdin:1"
     assert one["runs"][0]["blocks"] == 3
@@ -267,9 +267,12 @@ def test_the_family_settles_the_delimiters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--keep-last", "0,x"], "give numbers with commas"),
-        (["--keep-last", "-2"], "greater than or equal to -1"),
-        (["--keep-last", "1", "--memento-config", '{"restart_mode": true}'], "keep_last_n_blocks"),
+        (["--keep-last-n-blocks", "0,x"], "give numbers with commas"),
+        (["--keep-last-n-blocks", "-2"], "greater than or equal to -1"),
+        (
+            ["--keep-last-n-blocks", "1", "--memento-config", '{"restart_mode": true}'],
+            "keep_last_n_blocks",
+        ),
         (["--memento-config", '{"keep": 1}'], "unknown option"),
         (["--memento-config", '{"block_end_token": "nope"}'], "not exactly one token"),
         (["--kv-dtype", "fp8"], "needs --model"),
@@ -287,7 +290,7 @@ def test_what_cannot_work_is_said(tmp_path: Path, arguments: list[str], reason: 
 
 def test_blocks_table(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
-    output = run(tmp_path / "rows.jsonl", "--blocks", "--keep-last", "1")
+    output = run(tmp_path / "rows.jsonl", "--blocks", "--keep-last-n-blocks", "1")
     assert "p0:" in output
     assert output.count("stays") == 1
 
