@@ -9,6 +9,7 @@ from typing import Annotated
 import memento_frontend.commands
 import memento_frontend.commands_batch
 import memento_frontend.commands_eval
+import memento_frontend.commands_ui
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
@@ -36,6 +37,7 @@ memento_sgl.commands_trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
 memento_frontend.commands_eval.register(app)
+memento_frontend.commands_ui.register(app)
 memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)

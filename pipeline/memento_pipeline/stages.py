@@ -84,7 +84,7 @@ class Stages:
             )
         segmentation = done["segment"]
         assert isinstance(segmentation, Segmentation)
-        return Mementos(mementos=await self._summarize(trace, segmentation.blocks, meter))
+        return Mementos(mementos=await self._summarize(trace, done, segmentation.blocks, meter))
 
     def _keeps(self, trace: Trace) -> bool:
         """Whether the blocks that the row came with stay."""
@@ -98,13 +98,23 @@ class Stages:
         return await score_boundaries(trace, sentences, forced, self._llm, meter, options)
 
     async def _summarize(
-        self, trace: Trace, blocks: tuple[Block, ...], meter: Meter
+        self, trace: Trace, done: dict[str, Record], blocks: tuple[Block, ...], meter: Meter
     ) -> tuple[Memento, ...]:
         if self._llm is None:
             return await asyncio.to_thread(self._by_rules, trace, blocks)
-        options = self._options.summarize
+        options, sentences, scores = self._options.summarize, done["split"], done["score"]
+        assert isinstance(sentences, Sentences)
+        assert isinstance(scores, BoundaryScores)
         return await make_mementos(
-            trace, blocks, self._llm, meter, options, check_memento, self._count
+            trace,
+            sentences,
+            scores,
+            blocks,
+            self._llm,
+            meter,
+            options,
+            check_memento,
+            self._count,
         )
 
     def _by_rules(self, trace: Trace, blocks: tuple[Block, ...]) -> tuple[Memento, ...]:
