@@ -25,6 +25,7 @@ from memento_sgl.emission import (
     special_tokens,
 )
 from memento_sgl.markers import MarkerIds, TokenClass
+from memento_sgl.staging import staged
 
 if TYPE_CHECKING:
     from memento_sgl.request import RequestState
@@ -65,6 +66,11 @@ class EmissionAutomaton:
         # By slot and state: fewest and most tokens of the open block or memento.
         self._bounds = torch.zeros(slots, len(Emit), 2, dtype=torch.int64, device=device)
 
+    def reset(self) -> None:
+        """No slot is constrained, whatever it held."""
+        self._now.zero_()
+        self._bounds.zero_()
+
     def load(self, slots: Sequence[int], states: Sequence[RequestState]) -> None:
         """Take over from the CPU machine: the next token sampled in a slot comes at `length`."""
         rows, spans = [], []
@@ -74,9 +80,9 @@ class EmissionAutomaton:
             rows.append([*here, limits.min_blocks, limits.max_blocks])
             spans.append([bounds(each, limits) for each in Emit])
         device = self._now.device
-        where = torch.tensor(slots).to(device, non_blocking=True)
-        self._now[where] = torch.tensor(rows).to(device, non_blocking=True)
-        self._bounds[where] = torch.tensor(spans).to(device, non_blocking=True)
+        where = staged(slots, device)
+        self._now[where] = staged(rows, device)
+        self._bounds[where] = staged(spans, device)
 
     def constrain(self, slots: torch.Tensor, logits: torch.Tensor) -> None:
         """Make impossible what may not come next.

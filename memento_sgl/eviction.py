@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from memento_sgl.machine import Eviction
 from memento_sgl.request import RequestState
 from memento_sgl.runtime import Runtime
+from memento_sgl.staging import staged
 
 
 class RowEdit(NamedTuple):
@@ -62,20 +62,18 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         edits.append(edit)
         shrink[i] = edit.old_length - edit.length
         rewind[i] = edit.redone
-        req.kv_committed_len = req.kv.kv_allocated_len = edit.length
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = edit.length
     if not edits:
         return
     edit_rows(runtime, batch, edits)
+    runtime.evictions += len(edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
     device = batch.seq_lens.device
-    less = torch.from_numpy(shrink)
-    batch.seq_lens = batch.seq_lens - less.to(device, non_blocking=True)
-    batch.seq_lens_cpu = batch.seq_lens_cpu - less
-    batch.orig_seq_lens = batch.orig_seq_lens - torch.from_numpy(rewind.astype(np.int32)).to(
-        device, non_blocking=True
-    )
+    batch.seq_lens = batch.seq_lens - staged(shrink, device)
+    batch.seq_lens_cpu = batch.seq_lens_cpu - torch.from_numpy(shrink)
+    batch.orig_seq_lens = batch.orig_seq_lens - staged(rewind, device, torch.int32)
     batch.seq_lens_sum = None
 
 
@@ -92,9 +90,9 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=True)
     return RowEdit(
-        slot=req.req_pool_idx,
+        slot=req.kv.req_pool_idx,
         start=start,
-        free_start=_leave_tree(req, upcoming, start, end, tree),
+        free_start=_leave_tree(req, start, end, tree),
         end=end,
         keep_end=keep_end,
         old_length=row_length,
@@ -104,12 +102,13 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
     )
 
 
-def _leave_tree(req: Any, eviction: Eviction, start: int, end: int, tree: Any) -> int:
+def _leave_tree(req: Any, start: int, end: int, tree: Any) -> int:
     """Give the tree's part of rows `[start, end)` back to it; returns where the own part begins."""
-    own: int = min(max(start, req.cache_protected_len), end)
+    own: int = min(max(start, req.kv.cache_protected_len), end)
     if own > start:
-        req.cache_protected_len -= own - start
-        tree.drop_span(req, eviction)
+        req.kv.cache_protected_len -= own - start
+        req.kv.cache_inserted_len = min(req.kv.cache_inserted_len, req.kv.cache_protected_len)
+        tree.drop_span(req)
     return own
 
 
@@ -132,7 +131,7 @@ def edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
         table[target] = table[source]
     else:
         runtime.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
-    allocator.free(freed)
+    allocator.free_page_ids(freed // page)  # each once; `free` would wait for the device to tell
 
 
 def _at(
@@ -140,7 +139,7 @@ def _at(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Index of several rows of the table: `rows[i]` of the request in `slots[i]`."""
     index = np.stack([np.repeat(slots, [len(r) for r in rows]), np.concatenate(rows)])
-    where, what = torch.from_numpy(index).to(table.device, non_blocking=True)
+    where, what = staged(index, table.device)
     return where, what
 
 
@@ -152,34 +151,36 @@ def _next_page(row: int, page: int) -> int:
 def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     """Apply the eviction whose point the computed part of a prompt has reached, if any.
 
-    Between two segments of a prefill: `prefix_indices` (the row so far) loses the span, and in
-    restart mode the memento too, which the next segment computes again.
+    Between two segments of a prefill: the row so far loses the span, and in restart mode the
+    memento too, which the next segment computes again.
     """
     state: RequestState = req.memento
     upcoming = state.next_eviction
-    rows = len(req.prefix_indices)
+    rows = req.prefix_len
     if upcoming is None or state.row(upcoming.point) != rows:
         return
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
     state.apply()
-    slots = req.prefix_indices
-    own = _leave_tree(req, upcoming, start, end, tree)
+    runtime.evictions += 1
+    row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+    own = _leave_tree(req, start, end, tree)
+    length = start + keep_end - end
     if (page := allocator.page_size) == 1:
-        allocator.free(torch.cat([slots[own:end], slots[keep_end:]]))
-        req.prefix_indices = torch.cat([slots[:start], slots[end:keep_end]])
+        allocator.free(torch.cat([row[own:end], row[keep_end:rows]]).to(torch.int64))
+        row[start:length] = row[end:keep_end].clone()
     else:
-        length = start + keep_end - end
-        runtime.move_kv(slots[start:length], slots[end:keep_end])
-        allocator.free(slots[_next_page(length, page) :: page])
-        req.prefix_indices = slots[:length]
-    lost = rows - len(req.prefix_indices)
-    req.kv_committed_len -= lost
+        slots = row[start:rows].to(torch.int64)
+        runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
+        allocator.free_page_ids(slots[_next_page(length, page) - start :: page] // page)
+    req.prefix_len = length
+    lost = rows - length
+    req.kv.kv_committed_len -= lost
     req.kv.kv_allocated_len -= lost
     req.already_computed -= lost
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=False)
-    req._refresh_fill_ids()
+    req.refresh_fill_ids()
 
 
 def rows_to_next_point(req: Any) -> int | None:
@@ -188,4 +189,4 @@ def rows_to_next_point(req: Any) -> int | None:
     upcoming = state.next_eviction
     if upcoming is None:
         return None
-    return state.row(upcoming.point) - len(req.prefix_indices)
+    return state.row(upcoming.point) - int(req.prefix_len)

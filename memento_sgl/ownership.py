@@ -18,13 +18,13 @@ def check_ownership(scheduler: Any) -> None:
     """
     allocator, page = scheduler.token_to_kv_pool_allocator, scheduler.page_size
     table = scheduler.req_to_token_pool.req_to_token
-    owned = [allocator.free_pages, allocator.release_pages]
+    owned = [allocator.get_all_free_pages()]
     owned += [pages_of(slots, page) for slots in tree_slots(scheduler.tree_cache)]
     for req in live_requests(scheduler):
         rows = req.kv.kv_allocated_len
-        assert req.kv_committed_len == rows, (req.rid, req.kv_committed_len, rows)
+        assert req.kv.kv_committed_len == rows, (req.rid, req.kv.kv_committed_len, rows)
         _check_length(req, scheduler)
-        own = table[req.req_pool_idx, req.cache_protected_len : rows].to(torch.int64)
+        own = table[req.kv.req_pool_idx, req.kv.cache_protected_len : rows].to(torch.int64)
         owned.append(pages_of(own, page))
     pages = torch.cat(owned)
     counts = torch.bincount(pages, minlength=allocator.size // page + 1)[1:]
@@ -57,10 +57,13 @@ def check_ranks(scheduler: Any) -> None:
         return
     table = scheduler.req_to_token_pool.req_to_token
     state: dict[str, Any] = {
-        req.rid: (req.memento.applied, _digest(table[req.req_pool_idx, : req.kv_committed_len]))
+        req.rid: (
+            req.memento.applied,
+            _digest(table[req.kv.req_pool_idx, : req.kv.kv_committed_len]),
+        )
         for req in live_requests(scheduler)
     }
-    state[""] = _digest(scheduler.token_to_kv_pool_allocator.free_pages)
+    state[""] = _digest(scheduler.token_to_kv_pool_allocator.get_all_free_pages())
     states: list[Any] = [None] * ranks
     dist.all_gather_object(states, state, group=group)
     assert all(other == states[0] for other in states), f"ranks differ: {states}"
@@ -76,19 +79,20 @@ def tree_slots(tree: Any) -> list[torch.Tensor]:
     Raises:
         AssertionError: sizes, links or locks of the tree contradict each other.
     """
-    root = getattr(tree, "root_node", None)
-    if root is None:
+    if tree.disable:
         return []
+    root = tree.root_node
     found, sizes, stack = [], {True: 0, False: 0}, [root]
     while stack:
         node = stack.pop()
         for child in node.children.values():
             assert child.parent is node
-            assert len(child.value) in (0, len(child.key))
-            assert child.value.numel() or child.children or child.lock_ref, "a dead pruned leaf"
+            assert child.end == node.end + len(child.key)
+            assert len(child.slots) in (0, len(child.key))
+            assert len(child.slots) or child.children or child.lock_ref, "a dead node"
             assert child.lock_ref <= node.lock_ref or node is root
-            sizes[child.lock_ref > 0] += len(child.value)
-            found.append(child.value)
+            sizes[child.lock_ref > 0] += len(child.slots)
+            found.append(child.slots)
             stack.append(child)
     assert sizes == {True: tree.protected_size(), False: tree.evictable_size()}
     return found
@@ -100,7 +104,7 @@ def live_requests(scheduler: Any) -> list[Any]:
     found = {id(r): r for batch in batches if batch is not None for r in batch.reqs}
     if scheduler.chunked_req is not None:
         found[id(scheduler.chunked_req)] = scheduler.chunked_req
-    return [req for req in found.values() if req.req_pool_idx is not None]
+    return [req for req in found.values() if req.kv.req_pool_idx is not None]
 
 
 def _check_length(req: Any, scheduler: Any) -> None:
@@ -108,7 +112,7 @@ def _check_length(req: Any, scheduler: Any) -> None:
     from memento_sgl.runtime import current
 
     state, runtime = req.memento, current()
-    rows = req.kv_committed_len
+    rows = req.kv.kv_committed_len
     state.measured_peak = max(state.measured_peak, rows)
     waiting = req in runtime.due or req in runtime.voided or state.replay is not None
     if waiting or req is scheduler.chunked_req or req.finished() or not req.output_ids:

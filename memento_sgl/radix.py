@@ -15,24 +15,29 @@ requests share as far as their evictions agree, whatever their options are.
 sequence evicts that span at a point <= L: the next query is index L and never sees it. Otherwise
 the match is cut back to the start of that span.
 
-Invariant: free slots + slots in the tree + rows of requests behind their `cache_protected_len` =
-pool, each slot once. Sizes (`evictable_size`, `protected_size`) count slots, not tokens.
+**Cost.** A request publishes from its last node on, and leaves each finished block once: what it
+costs is linear in its tokens and blocks.
+
+Invariant: free slots + slots in the tree + rows of requests behind their `kv.cache_protected_len` =
+pool, each slot once. Rows below that length are those of the surviving tokens above `last_node`.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
-from sglang.srt.mem_cache.radix_cache import RadixKey, TreeNode
 
 from memento_sgl.machine import Eviction
-from memento_sgl.radix_key import LONGEST, encode_point
-from memento_sgl.radix_tree import Path, PrunableTree, is_pruned
-from memento_sgl.request import RequestState
+from memento_sgl.radix_key import LONGEST, Namespace, encode_point
+from memento_sgl.radix_node import Node
+from memento_sgl.radix_pruned import PrunableTree
+from memento_sgl.radix_tree import touch, up_to
+from memento_sgl.request import Match, RequestState
 
 
 class PrunableRadixCache(PrunableTree):
@@ -42,194 +47,188 @@ class PrunableRadixCache(PrunableTree):
         """Longest usable prefix of `params.req`; sets which of its evictions the row reflects.
 
         The row that results holds the surviving tokens of the prefix only. At least one token is
-        left to compute, and all tokens whose log-probabilities are asked for.
+        left to compute, and all tokens whose log-probabilities are asked for. Asked again, the
+        answer stands as long as nothing entered or left the tree.
         """
         req = params.req
         if req is None:
-            return self._empty_match_result
+            return self._result(0, self.root_node)
         state: RequestState = req.memento
-        tokens = req.origin_input_ids + req.output_ids
-        limit = req._compute_max_prefix_len(len(tokens)) if len(params.key) else 0
-        path = self._walk(self._key(state, tokens, limit, req.extra_key))
-        path = path.until(_valid_length(path, state.machine.evictions))
-        node = self._last(path)
-        applied = [e for e in state.machine.evictions if e.point <= len(path)]
-        slots = self._row_of(path, applied)
-        if state.restore(len(applied)):
+        length = len(req.origin_input_ids) + len(req.output_ids)
+        limit = req._compute_max_prefix_len(length) if len(params.key) else 0
+        asked = (self.generation, length, limit)
+        if state.match is None or state.match.asked != asked:
+            node = self._match(req, limit)
+            state.match = Match((self.generation, length, limit), node)
+        node = state.match.node
+        if state.restore(state.applied_at(node.end)):
             req.full_untruncated_fill_ids = array("q")
-            req._refresh_fill_ids()
+            req.refresh_fill_ids()
+        state.begin_row(self._weight_version)
         req.already_computed = -state.evicted  # cached tokens are counted in logical tokens
-        return MatchResult(
-            device_indices=slots,
-            last_device_node=node,
-            last_host_node=node,
-            best_match_node=node,
-        )
+        return self._result(node.end - state.evicted, node)
 
-    def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:
-        """Publish what a prefill computed; the request goes on with the tree's slots."""
-        self._hand_over(req, req.extend_range.end)
+    def _match(self, req: Any, limit: int) -> Node:
+        stem = self.root_node.children.get(self._namespace(req))
+        if stem is None:
+            return self.root_node
+        path = self._walk(stem, self._key(req, 0, limit))
+        length = _valid_length(path, req.memento.machine.evictions)
+        return next((node for node in reversed(path) if node.end == length), stem)
+
+    def prefix_device_indices(self, req: Any) -> torch.Tensor:
+        """Slots of a matched prefix, until they are in the request's row; int64 `[prefix_len]`."""
+        state: RequestState = req.memento
+        parts = list(_surviving(up_to(req.last_node, 0), state.machine.evictions[: state.applied]))
+        slots = torch.cat(parts) if parts else self._none
+        assert len(slots) == req.prefix_len, (req.rid, len(slots), req.prefix_len)
+        return slots
+
+    def checkpoint(self, req: Any, *, up_to: int, **_kwargs: Any) -> None:
+        """Publish the first `up_to` rows; the request goes on with the tree's slots, and so does
+        one that finished until its caller frees what is behind them and drops the lock."""
+        state: RequestState = req.memento
+        if not req.finished():
+            self._publish(req, up_to)
+            return
+        state.observe(req.output_ids)  # its last token may have closed a memento
+        self._publish(req, up_to)
+        self._leave_blocks(req, state.applied_at(req.last_node.end))
 
     def cache_retracted_req(self, req: Any) -> None:
         """Publish a running request that is about to lose its row, so that it can resume."""
-        rows = self._hand_over(req, req.kv_committed_len)
-        req.kv_committed_len = req.kv.kv_allocated_len = rows
+        if not req.skip_radix_cache_insert:
+            self._publish(req, req.kv.kv_committed_len)
 
-    def cache_finished_req(
-        self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int
-    ) -> None:
-        """Publish what a finished request computed and release its lock."""
-        if not is_insert or self.disable_finished_insert:
-            row = self._row(req, req.cache_protected_len, kv_len_to_handle)
-            self.token_to_kv_pool_allocator.free(row)
-            if req.last_node is not None:
-                self.dec_lock_ref(req.last_node)
+    def drop_span(self, req: Any) -> None:
+        """A running request has dropped its newest applied eviction from its row: free the tree's
+        part of it. At once, unless another request holds it; then with its last lock."""
+        self._leave_blocks(req, req.memento.applied)
+
+    def _leave_blocks(self, req: Any, count: int) -> None:
+        """The request is done with the blocks of its first `count` evictions."""
+        state: RequestState = req.memento
+        self._close(req.last_node, state.machine.evictions[state.left : count])
+        state.left = max(state.left, count)
+
+    def _publish(self, req: Any, rows: int) -> None:
+        """Make the tree the owner of a request's first `rows` rows, as many as are right for their
+        key: those behind an eviction point that was not applied are not, nor is KV of old weights.
+        """
+        state: RequestState = req.memento
+        if state.weight_version != self._weight_version:
             return
-        state: RequestState = req.memento
-        state.observe(req.output_ids)  # its last token may have closed a memento
-        node, _, rows = self._publish(req, kv_len_to_handle)
-        length = rows + state.evicted
-        self.inc_lock_ref(node)
-        self.dec_lock_ref(req.last_node)
-        finished = [e for e in state.machine.evictions if e.point <= length]
-        self._close(node, finished)
-        self.dec_lock_ref(node)
-
-    def _hand_over(self, req: Any, rows: int) -> int:
-        """Make the tree the owner of a request's first `rows` rows; returns how many it took."""
-        node, slots, rows = self._publish(req, rows)
-        kept = req.cache_protected_len
-        self.req_to_token_pool.write(
-            (req.req_pool_idx, slice(kept, rows)), slots[kept:].to(torch.int32)
-        )
-        req.cache_protected_len = rows
-        self.inc_lock_ref(node)
-        self.dec_lock_ref(req.last_node)
-        req.prefix_indices = slots
-        req.last_node = node
-        state: RequestState = req.memento
-        self._close(node, state.machine.evictions[: state.applied])
-        return rows
-
-    def drop_span(self, req: Any, eviction: Eviction) -> None:
-        """A running request has dropped `eviction` from its row: free the tree's part of it.
-
-        At once, unless another request holds it; then with its last lock.
-        """
-        self._close(req.last_node, [eviction])
-
-    def _publish(self, req: Any, rows: int) -> Published:
-        """Insert the first `rows` rows of a request; slots that the tree had already are freed.
-
-        Rows behind an eviction point that was not applied are wrong for their key and are freed.
-        """
-        state: RequestState = req.memento
-        applied = state.machine.evictions[: state.applied]
-        usable = rows
+        if not state.published:
+            state.published = True
+            touch(up_to(req.last_node, 0), req.priority or 0)
+        self._leave_blocks(req, state.applied)
+        rows = min(rows, len(req.origin_input_ids) + len(req.output_ids) - state.evicted)
         if (upcoming := state.next_eviction) is not None:
-            usable = min(rows, state.row(upcoming.point))
-        if usable < rows:
-            surplus = self._row(req, max(usable, req.cache_protected_len), rows)
-            self.token_to_kv_pool_allocator.free(surplus)
-        length = usable + state.evicted
-        tokens = req.origin_input_ids + req.output_ids
-        key = self._key(state, tokens, length, req.extra_key)
-        row = self._row(req, 0, usable)
-        priority = getattr(req, "priority", 0) or 0
-        path, known = self._insert(key, row, applied, priority)
-        duplicates = [
-            row[max(start, req.cache_protected_len) : end]
-            for start, end in known
-            if end > req.cache_protected_len
-        ]
-        if duplicates:
-            self.token_to_kv_pool_allocator.free(torch.cat(duplicates))
-        node = self._last(path)
-        return Published(node, self._row_of(path, applied), usable)
+            rows = min(rows, state.row(upcoming.point))
+        if rows + state.evicted <= req.last_node.end:
+            return
+        self._grow(req, rows)
+        req.kv.cache_protected_len = req.kv.cache_inserted_len = rows
 
-    def _insert(
-        self, key: RadixKey, row: torch.Tensor, holes: Sequence[Eviction], priority: int
-    ) -> tuple[Path, list[tuple[int, int]]]:
-        """Put a row into the tree.
-
-        Args:
-            key: the logical prefix.
-            row: slots of its tokens outside `holes`; int64 `[len(key) - tokens in holes]`.
-            holes: spans without slots, rising and disjoint.
-
-        Returns:
-            The path of exactly `key`, and the row intervals that the tree had slots for before.
-        """
-        path = self._walk(key, borders=_borders(holes))
-        known = []
-        for node, start, end in path.spans():
-            node.priority = max(node.priority, priority)
-            if _in_hole(start, holes):
-                continue
-            first = start - _gone_below(start, holes)
-            if is_pruned(node):
-                self._revive(node, row[first : first + end - start])
+    def _grow(self, req: Any, rows: int) -> None:
+        """Put rows from `cache_protected_len` on below the request's last node; slots that the
+        tree has already take their place in the row."""
+        state, first = req.memento, req.kv.cache_protected_len
+        row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+        slots = row[first:rows].to(torch.int64, copy=True)
+        node, priority = req.last_node, req.priority or 0
+        if node is self.root_node:
+            node = self._stem(self._namespace(req))
+        begin, end = node.end, rows + state.evicted
+        key = self._key(req, begin, end)
+        at, done, passed = begin, 0, []
+        for stop, is_hole in _pieces(state.machine.evictions[: state.applied], begin, end):
+            while at < stop:
+                child = node.children.get(self._child_key(key, at - begin))
+                if child is None:
+                    own = self._none if is_hole else slots[done : done + stop - at]
+                    node = self._add(node, key[at - begin : stop - begin], own, priority)
+                else:
+                    node = self._pass(child, key, at - begin, stop - at)
+                    passed.append((node, is_hole, done))
+                done += 0 if is_hole else node.end - at
+                at = node.end
+        self._move_lock(req, node)
+        touch((node for node, _, _ in passed), priority)
+        for node, is_hole, start in passed:
+            if is_hole:
+                self._leave(node)
+            elif node.is_pruned:
+                self._revive(node, slots[start : start + len(node.key)])
             else:
-                known.append((first, first + end - start))
-        parent = self._last(path)
-        borders = [b for b in _borders(holes) if len(path) < b < len(key)]
-        for end in [*borders, *([len(key)] if len(key) > len(path) else [])]:
-            start = len(path)
-            first = start - _gone_below(start, holes)
-            slots = row[:0] if _in_hole(start, holes) else row[first : first + end - start]
-            parent = self._add_child(parent, key[start:end], slots, priority)
-            path.nodes.append(parent)
-            path.ends.append(end)
-        return path, known
+                stop = start + len(node.key)
+                self._freed.append(slots[start:stop])
+                row[first + start : first + stop] = node.slots
+        self._free_collected()
 
-    def _last(self, path: Path) -> TreeNode:
-        return path.nodes[-1] if path.nodes else self.root_node
+    def _namespace(self, req: Any) -> Namespace:
+        return Namespace(self._weight_version, req.extra_key, req.cache_salt)
 
-    def _row(self, req: Any, start: int, end: int) -> torch.Tensor:
-        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, start:end]
-        return row.to(torch.int64, copy=True)
-
-    def _key(
-        self, state: RequestState, tokens: array[int], length: int, extra_key: str | None
-    ) -> RadixKey:
-        assert length < LONGEST  # `serving.enable` sees to it
-        tokens = tokens[:length]
-        for eviction in state.machine.evictions:
-            if (point := eviction.point) < length:
-                by_block_start = tokens[point] == self._markers.block_start
-                tokens[point] = encode_point(eviction, by_block_start)
-        return RadixKey(tokens, extra_key)
+    def _key(self, req: Any, start: int, end: int) -> array[int]:
+        """The key of logical tokens `[start, end)`."""
+        state: RequestState = req.memento
+        assert end < LONGEST  # `serving.enable` sees to it
+        prompt, output = req.origin_input_ids, req.output_ids
+        known = len(prompt)
+        tokens: array[int] = prompt[start:end] + output[max(start - known, 0) : max(end - known, 0)]
+        evictions = state.machine.evictions
+        for eviction in evictions[state.applied_at(start - 1) : state.applied_at(end - 1)]:
+            at = eviction.point - start
+            by_block_start = tokens[at] == self._markers.block_start
+            tokens[at] = encode_point(eviction, by_block_start)
+        return tokens
 
 
-class Published(NamedTuple):
-    """Result of an insertion: its last node, the tree's slots of the row, and rows taken."""
-
-    node: TreeNode
-    slots: torch.Tensor
-    rows: int
-
-
-def _valid_length(path: Path, evictions: Sequence[Eviction]) -> int:
+def _valid_length(path: Sequence[Node], evictions: Sequence[Eviction]) -> int:
     """Where a match must end so that every pruned span in it is due for the next query."""
-    holes = [(start, end) for node, start, end in path.spans() if is_pruned(node)]
-
-    def usable(start: int, end: int, length: int) -> bool:
-        over = (e for e in evictions if e.start <= start and end <= e.end)
-        return start >= length or any(e.point <= length for e in over)
-
-    length = len(path)
-    while (cut := next((s for s, e in holes if not usable(s, e, length)), None)) is not None:
-        length = cut
+    length = path[-1].end if path else 0
+    crossed, i = [], 0
+    for node in path:
+        if not node.is_pruned:
+            continue
+        while i < len(evictions) and evictions[i].end <= node.start:
+            i += 1
+        if i == len(evictions) or node.start < evictions[i].start or evictions[i].end < node.end:
+            length = node.start
+            break
+        crossed.append((node.start, evictions[i].point))
+    for start, point in reversed(crossed):
+        if start < length < point:
+            length = start
     return length
 
 
-def _borders(holes: Sequence[Eviction]) -> list[int]:
-    return [border for hole in holes for border in (hole.start, hole.end)]
+def _pieces(holes: Sequence[Eviction], begin: int, end: int) -> Iterator[tuple[int, bool]]:
+    """Cut `[begin, end)` at the borders of `holes` (rising, disjoint): where each piece ends, and
+    whether it is a hole."""
+    for hole in holes[bisect_right(holes, begin, key=lambda hole: hole.end) :]:
+        if hole.start >= end:
+            break
+        if begin < hole.start:
+            yield hole.start, False
+        begin = min(hole.end, end)
+        yield begin, True
+    if begin < end:
+        yield end, False
 
 
-def _in_hole(index: int, holes: Sequence[Eviction]) -> bool:
-    return any(hole.start <= index < hole.end for hole in holes)
-
-
-def _gone_below(index: int, holes: Sequence[Eviction]) -> int:
-    return sum(hole.tokens for hole in holes if hole.end <= index)
+def _surviving(path: Sequence[Node], holes: Sequence[Eviction]) -> Iterator[torch.Tensor]:
+    """Slots of a path's tokens outside `holes`, in order."""
+    i = 0
+    for node in path:
+        at, start, end = node.start, node.start, node.end
+        while i < len(holes) and holes[i].start < end:
+            if at < holes[i].start:
+                yield node.slots[at - start : holes[i].start - start]
+            at = min(max(at, holes[i].end), end)
+            if holes[i].end > end:
+                break
+            i += 1
+        if at < end:
+            assert not node.is_pruned, "a row needs a pruned node"
+            yield node.slots[at - start :]

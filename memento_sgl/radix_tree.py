@@ -1,309 +1,370 @@
-"""The structure of the prunable radix tree: nodes, walks, locks, LRU. Knows nothing of requests.
+"""The radix tree: nodes, walks, splits, locks, eviction policies, weight versions. Knows nothing of
+requests, and of SGLang the abstract interface of a prefix cache only.
 
-A live node has one KV slot per key token; a pruned node has none, only children that do. Sizes
-(`evictable_size`, `protected_size`) count slots, not tokens. See `radix.py` for what a path means.
+    root -- stem of a namespace -- node -- node ...
+
+Sizes (`evictable_size`, `protected_size`) count slots, not tokens. Every operation costs as much
+as the symbols and nodes it touches; a lock that moves down costs what it passes.
 """
 
 from __future__ import annotations
 
+import heapq
 import time
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
+from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
     DecLockRefParams,
     DecLockRefResult,
     EvictParams,
     EvictResult,
     IncLockRefResult,
+    MatchResult,
 )
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey, TreeNode
+from sglang.srt.mem_cache.events import KVCacheEventRecorder
+from sglang.srt.mem_cache.utils import get_eviction_strategy
 
-from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
-from memento_sgl.radix_key import is_block_start
+from memento_sgl.radix_events import NodeEvents
+from memento_sgl.radix_key import Namespace, common_prefix
+from memento_sgl.radix_node import Node
+
+NOWHERE = Namespace(-1, None, None)
 
 
-class Path(NamedTuple):
-    """A walk from the root: nodes, and the logical index at which each one ends."""
-
-    nodes: list[TreeNode]
-    ends: list[int]
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def spans(self) -> Iterator[tuple[TreeNode, int, int]]:
-        start = 0
-        for node, end in zip(self.nodes, self.ends, strict=True):
-            yield node, start, end
-            start = end
-
-    def until(self, length: int) -> Path:
-        """The part that ends at logical `length`, where one of its nodes must end."""
-        count = bisect_right(self.ends, length)
-        part = Path(self.nodes[:count], self.ends[:count])
-        assert len(part) == length
-        return part
-
-
-def is_pruned(node: TreeNode) -> bool:
-    return len(node.value) == 0 and len(node.key) > 0
-
-
-class PrunableTree(RadixCache):  # type: ignore[misc]
-    """SGLang's radix cache whose inner nodes can lose their slots.
+class RadixTree(BasePrefixCache):  # type: ignore[misc]
+    """Nodes that own KV slots, shared by all requests whose keys begin alike.
 
     Attributes:
+        generation: changes whenever a match may have got longer or shorter.
         pruned_nodes, pruned_tokens: nodes of finished blocks pruned since the start, their slots.
         revived_nodes, revived_tokens: pruned nodes that got slots again, and those.
     """
 
     def __init__(self, params: CacheInitParams, markers: MarkerIds) -> None:
         assert not params.disable
-        assert params.page_size == 1
+        self.disable = False
+        self.req_to_token_pool = params.req_to_token_pool
+        self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
+        self.page_size = params.page_size
+        self.kv_events = KVCacheEventRecorder(
+            enabled=params.enable_kv_cache_events,
+            page_size=params.page_size,
+            dynamo_format=params.dynamo_kv_event_format,
+            lora_names=params.kv_event_lora_names,
+        )
+        self._events = NodeEvents(self.kv_events, markers)
         self._markers = markers
+        if params.enable_metrics:
+            self.init_metrics_collector()
+        self._policy = get_eviction_strategy(params.eviction_policy, params.eviction_policy_config)
+        self._none = torch.empty(
+            0, dtype=torch.int64, device=self.token_to_kv_pool_allocator.device
+        )
+        self._weight_version = 0
+        self.generation = 0
         self.pruned_nodes = self.pruned_tokens = 0
         self.revived_nodes = self.revived_tokens = 0
-        super().__init__(params)
+        self.reset()
 
     def reset(self) -> None:
-        super().reset()
-        # Live nodes of finished blocks: those to be pruned with their last lock, and revived ones.
-        self._leaving: set[TreeNode] = set()
-        self._revived: set[TreeNode] = set()
+        """Forget everything; the caller clears the pool."""
+        self._numbers, self._clock = count(), count(1)
+        self.root_node = Node(next(self._numbers), None, NOWHERE, array("q"), self._none)
+        self._leaves: set[Node] = set()  # without children and locks: what LRU may take
+        self._freed: list[torch.Tensor] = []
+        self._evictable = self._protected = 0
+        self.generation += 1
+        self._events.cleared()
 
-    def _add_child(
-        self, parent: TreeNode, key: RadixKey, slots: torch.Tensor, priority: int
-    ) -> TreeNode:
-        node = TreeNode(priority=priority)
-        node.parent = parent
-        node.key = key
-        node.value = slots.clone()
-        parent.children[key.child_key(1)] = node
-        self.evictable_size_ += len(slots)
-        self._update_leaf_status(parent)
-        if len(slots):
-            self._update_leaf_status(node)
-        self._record_store_event(node)
+    # Weight versions
+
+    @property
+    def weight_version(self) -> int:
+        """How many times weights were loaded. KV of other versions is never matched, and requests
+        that hold some publish nothing."""
+        return self._weight_version
+
+    @weight_version.setter
+    def weight_version(self, version: int) -> None:
+        self._weight_version = version
+        self.generation += 1
+        for stem in list(self.root_node.children.values()):
+            if stem.namespace.version != version:
+                self._drop(stem)
+        self._free_collected()
+
+    def _drop(self, stem: Node) -> None:
+        """Free what nobody holds below a stem whose weights are gone; the rest goes with its last
+        lock. Routers hear now that all of it is."""
+        upwards = list(below(stem))[::-1]
+        for node in upwards[:-1]:
+            self._events.removed(node)
+        for node in upwards:
+            if node.lock_ref == 0 and node.parent is not None:
+                self._detach(node)
+
+    def _is_stale(self, node: Node) -> bool:
+        return node.namespace.version != self._weight_version
+
+    # Structure
+
+    def _stem(self, namespace: Namespace) -> Node:
+        """The stem of a namespace, made if there is none."""
+        stem = self.root_node.children.get(namespace)
+        if stem is None:
+            number = next(self._numbers)
+            stem = Node(number, self.root_node, namespace, self.root_node.key, self._none)
+            self.root_node.children[namespace] = stem
+        return stem
+
+    def _child_key(self, key: Sequence[Any], offset: int = 0) -> Any:
+        """Under what a node keeps the child whose key begins there; keys are never empty there."""
+        return key[offset]
+
+    def _walk(self, node: Node, key: Sequence[Any]) -> list[Node]:
+        """The nodes that `key` leads through below `node`; the last one is split where it ends."""
+        now, done, path = next(self._clock), 0, []
+        while done < len(key):
+            child = node.children.get(self._child_key(key, done))
+            if child is None:
+                break
+            node = self._pass(child, key, done, len(key) - done)
+            node.last_access_time = now
+            done += len(node.key)
+            path.append(node)
+        return path
+
+    def _pass(self, child: Node, key: Sequence[Any], offset: int, most: int) -> Node:
+        """`child`, or its front if only that agrees with `most` symbols of `key` from `offset`."""
+        same = common_prefix(child.key, key, offset, most)
+        return child if same == len(child.key) else self._split(child, same)
+
+    def _add(self, parent: Node, key: Sequence[Any], slots: torch.Tensor, priority: int) -> Node:
+        node = Node(
+            next(self._numbers),
+            parent,
+            parent.namespace,
+            key,
+            slots,
+            now=next(self._clock),
+            priority=priority,
+        )
+        parent.children[self._child_key(key)] = node
+        self._evictable += self._size(node)
+        self.generation += 1
+        self._update_leaf(parent)
+        self._update_leaf(node)
+        self._events.stored(node)
         return node
 
-    def _revive(self, node: TreeNode, slots: torch.Tensor) -> None:
-        node.value = slots.clone()
-        self.revived_nodes += 1
-        self.revived_tokens += len(slots)
-        self._revived.add(node)
-        if node.lock_ref:
-            self.protected_size_ += len(slots)
-        else:
-            self.evictable_size_ += len(slots)
-        self._update_leaf_status(node)
-
-    def _close(self, last: TreeNode, finished: Sequence[Eviction]) -> None:
-        """Prune the nodes of finished blocks on the path to `last`, which the caller has locked
-        once: that lock does not keep a finished block, any other does."""
-        i = 0
-        for node, start, end in self._ancestors(last).spans():
-            while i < len(finished) and finished[i].end <= start:
-                i += 1
-            while i < len(finished) and finished[i].start < end:
-                low, high = max(start, finished[i].start), min(end, finished[i].end)
-                if start < low:
-                    self._split_node(node.key, node, low - start)
-                if high == end:
-                    self._leave(node)
-                    break
-                self._leave(self._split_node(node.key, node, high - low))
-                start = high
-                i += 1
-
-    def _leave(self, node: TreeNode) -> None:
-        if is_pruned(node):
-            return
-        if node.lock_ref > 1:
-            self._leaving.add(node)
-        else:
-            self._prune(node)
-
-    def _prune(self, node: TreeNode) -> None:
-        self.token_to_kv_pool_allocator.free(node.value)
-        self.pruned_nodes += 1
-        self.pruned_tokens += len(node.value)
-        self._forget_slots(node)
-        node.value = node.value[:0]
-        self._remove_dead(node)
-
-    def _forget_slots(self, node: TreeNode) -> None:
-        """Count the node's slots as gone from the tree."""
-        if node.lock_ref:
-            self.protected_size_ -= len(node.value)
-        else:
-            self.evictable_size_ -= len(node.value)
-        self.evictable_leaves.discard(node)
-        self._leaving.discard(node)
-        self._revived.discard(node)
-
-    def _remove_dead(self, node: TreeNode) -> TreeNode:
-        """Remove pruned nodes without children and locks, upwards; returns the first that stays."""
-        while is_pruned(node) and not node.children and node.lock_ref == 0:
-            parent = node.parent
-            del parent.children[node.key.child_key(1)]
-            self._record_remove_event(node)
-            node = parent
-        if node is not self.root_node and not is_pruned(node):
-            self._update_leaf_status(node)
-        return node
-
-    def evict(self, params: EvictParams) -> EvictResult:
-        """Free at least `num_tokens` slots if that many are evictable: finished blocks first, then
-        leaves by the eviction policy."""
-        evicted = 0
-        if self._revived:
-            for node in sorted(self._revived, key=self._eviction_order):
-                if evicted >= params.num_tokens:
-                    break
-                if node.lock_ref == 0:
-                    evicted += len(node.value)
-                    self._prune(node)
-        rest = params.num_tokens - evicted
-        if rest > 0:
-            evicted += super().evict(EvictParams(num_tokens=rest)).num_tokens_evicted
-        return EvictResult(num_tokens_evicted=evicted)
-
-    def _eviction_order(self, node: TreeNode) -> tuple[Any, int]:
-        """Nodes of one walk have one access time; `id` makes all tensor-parallel ranks agree."""
-        return self.eviction_strategy.get_priority(node), node.id
-
-    def _delete_leaf(self, node: TreeNode) -> None:
-        del node.parent.children[node.key.child_key(1)]
-        self._forget_slots(node)
-        # The caller looks at `node.parent` for the next leaf: skip pruned parents that go too.
-        node.parent = self._remove_dead(node.parent)
-
-    def inc_lock_ref(self, node: TreeNode) -> IncLockRefResult:
-        delta = 0
-        while node is not self.root_node:
-            if node.lock_ref == 0:
-                self.evictable_size_ -= len(node.value)
-                self.protected_size_ += len(node.value)
-                delta -= len(node.value)
-            node.lock_ref += 1
-            self._update_leaf_status(node)
-            node = node.parent
-        return IncLockRefResult(delta=delta)
-
-    def dec_lock_ref(
-        self, node: TreeNode, params: DecLockRefParams | None = None
-    ) -> DecLockRefResult:
-        delta = 0
-        while node is not self.root_node:
-            parent = node.parent
-            node.lock_ref -= 1
-            if node.lock_ref == 0:
-                self.evictable_size_ += len(node.value)
-                self.protected_size_ -= len(node.value)
-                delta += len(node.value)
-                if node in self._leaving:
-                    self._prune(node)
-                elif is_pruned(node):
-                    self._remove_dead(node)
-                else:
-                    self._update_leaf_status(node)
-            node = parent
-        return DecLockRefResult(delta=delta)
-
-    def _split_node(self, key: RadixKey, child: TreeNode, split_len: int) -> TreeNode:
-        """Cut `split_len` tokens off the front of `child` into a new parent node, returned."""
-        front: TreeNode = super()._split_node(key, child, split_len)
-        for group in (self._leaving, self._revived):
-            if child in group:
-                group.add(front)
+    def _split(self, node: Node, length: int) -> Node:
+        """Cut `length` symbols off the front of `node` into a new parent of it, returned."""
+        parent = node.parent
+        assert parent is not None
+        front = Node(
+            next(self._numbers), parent, node.namespace, node.key[:length], node.slots[:length]
+        )
+        front.lock_ref, front.priority, front.hit_count = (
+            node.lock_ref,
+            node.priority,
+            node.hit_count,
+        )
+        front.last_access_time = node.last_access_time
+        front.creation_time = node.creation_time
+        parent.children[self._child_key(node.key)] = front
+        node.parent = front
+        node.key, node.slots = node.key[length:], node.slots[length:]
+        front.children[self._child_key(node.key)] = node
+        self._events.split(front, node)
         return front
 
-    def _walk(self, key: RadixKey, borders: Sequence[int] = ()) -> Path:
-        """Follow `key` as far as it goes, splitting where it ends and at `borders` (rising)."""
-        now = time.monotonic()
-        path = Path([], [])
-        node, done = self.root_node, 0
-        cuts = iter([*borders, len(key)])
-        cut = next(cuts)
-        while len(key) and (child := node.children.get(key.child_key(1))) is not None:
-            while cut <= done:
-                cut = next(cuts)
-            taken = min(child.key.match(key), cut - done)
-            node = self._split_node(child.key, child, taken) if taken < len(child.key) else child
+    def _detach(self, node: Node) -> Node:
+        """Take a node without children and locks out of the tree and free its slots; returns the
+        parent. Stems without children go along."""
+        parent = node.parent
+        assert parent is not None
+        del parent.children[self._child_key(node.key) if node.key else node.namespace]
+        self._lose_slots(node)
+        self.generation += 1
+        if not self._is_stale(node) and node.key:
+            self._events.removed(node)
+        node.parent = None
+        return self._without_child(parent)
+
+    def _without_child(self, parent: Node) -> Node:
+        """`parent` has lost a child: returns the lowest node that stays."""
+        if parent is not self.root_node and not (parent.key or parent.children or parent.lock_ref):
+            return self._detach(parent)
+        self._update_leaf(parent)
+        return parent
+
+    def _lose_slots(self, node: Node) -> None:
+        """Count a node's slots as gone from the tree and collect them to be freed."""
+        if len(node.slots):
+            self._freed.append(node.slots)
+        self._count(node, -self._size(node))
+        self._leaves.discard(node)
+
+    def _count(self, node: Node, change: int) -> None:
+        if node.lock_ref:
+            self._protected += change
+        else:
+            self._evictable += change
+
+    def _free_collected(self) -> None:
+        if self._freed:
+            slots, self._freed = torch.cat(self._freed), []
+            self.token_to_kv_pool_allocator.free(slots)
+
+    def _size(self, node: Node) -> int:
+        """Slots of the pool that a node keeps others from using."""
+        return len(node.slots)
+
+    def _update_leaf(self, node: Node) -> None:
+        if len(node.slots) and node.lock_ref == 0 and not node.children:
+            self._leaves.add(node)
+        else:
+            self._leaves.discard(node)
+
+    # What SGLang asks of a cache
+
+    def _result(self, length: int, node: Node) -> MatchResult:
+        return MatchResult(
+            device_prefix_len=length,
+            last_device_node=node,
+            last_host_node=node,
+            best_match_node=node,
+        )
+
+    def touch_prefix(self, key: Any) -> None:
+        """Keep what a waiting prompt begins with, as far as it has no finished block."""
+        namespace = Namespace(self._weight_version, key.extra_key, key.cache_salt)
+        node = self.root_node.children.get(namespace)
+        now, done, tokens = next(self._clock), 0, key.token_ids
+        while node is not None and common_prefix(node.key, tokens, done, len(key)) == len(node.key):
             node.last_access_time = now
-            done += taken
-            path.nodes.append(node)
-            path.ends.append(done)
-            key = key[taken:]
-        return path
+            done += len(node.key)
+            if done >= len(key):
+                break
+            node = node.children.get(self._child_key(tokens, done))
 
-    def _ancestors(self, node: TreeNode) -> Path:
-        """The path to a node."""
-        nodes = []
+    def evict(self, params: EvictParams) -> EvictResult:
+        """Free at least `num_tokens` slots if that many are evictable, leaves first, in the order
+        of `--radix-eviction-policy`."""
+        began = time.perf_counter()
+        evicted = self._evict(params.num_tokens)
+        self._free_collected()
+        self.update_eviction_metrics(evicted, began)
+        return EvictResult(num_tokens_evicted=evicted)
+
+    def _evict(self, wanted: int) -> int:
+        evicted = 0
+        heap = [(*self._order(node), node) for node in self._leaves]
+        heapq.heapify(heap)
+        while evicted < wanted and heap:
+            node = heapq.heappop(heap)[-1]
+            evicted += self._size(node)
+            parent = self._detach(node)
+            if parent in self._leaves:
+                heapq.heappush(heap, (*self._order(parent), parent))
+        return evicted
+
+    def _order(self, node: Node) -> tuple[Any, int]:
+        """Nodes of one walk have one access time; `id` makes all tensor-parallel ranks agree."""
+        return self._policy.get_priority(node), node.id
+
+    def inc_lock_ref(self, node: Node) -> IncLockRefResult:
+        before = self._evictable
+        self._hold(node, self.root_node)
+        return IncLockRefResult(delta=self._evictable - before)
+
+    def _hold(self, node: Node, above: Node) -> None:
+        """Lock from `node` up to, but not including, `above`."""
+        at: Node | None = node
+        while at is not above:
+            assert at is not None
+            size = self._size(at)
+            self._count(at, -size)
+            at.lock_ref += 1
+            self._count(at, size)
+            self._leaves.discard(at)
+            at = at.parent
+
+    def dec_lock_ref(self, node: Node, params: DecLockRefParams | None = None) -> DecLockRefResult:
+        before = self._evictable
         while node is not self.root_node:
-            nodes.append(node)
-            node = node.parent
-        path = Path(nodes[::-1], [])
-        total = 0
-        for each in path.nodes:
-            total += len(each.key)
-            path.ends.append(total)
-        return path
+            parent = node.parent
+            assert parent is not None
+            size = self._size(node)
+            self._count(node, -size)
+            node.lock_ref -= 1
+            self._count(node, size)
+            if node.lock_ref == 0:
+                self._unlocked(node)
+            node = parent
+        self._free_collected()
+        return DecLockRefResult(delta=self._evictable - before)
 
-    def _row_of(self, path: Path, holes: Sequence[Eviction]) -> torch.Tensor:
-        """Slots of a path's tokens outside `holes`; int64 `[rows]`."""
-        parts = []
-        for node, start, end in path.spans():
-            for low, high in _outside(start, end, holes):
-                part = node.value[low - start : high - start]
-                assert len(part) == high - low, "a row needs a pruned node"
-                parts.append(part)
-        return torch.cat(parts) if parts else self._empty_match_result.device_indices
+    def _unlocked(self, node: Node) -> None:
+        """The last lock of a node is gone."""
+        if not node.children and (not node.key or self._is_stale(node)):
+            self._detach(node)
+        else:
+            self._update_leaf(node)
 
-    def _record_store_event(self, node: TreeNode, medium: Any = None) -> None:
-        with self._plain_key(node):
-            super()._record_store_event(node, medium)
+    def _move_lock(self, req: Any, node: Node) -> None:
+        """A request that holds its last node holds `node`, below it, instead."""
+        self._hold(node, req.last_node)
+        req.lock.node = req.last_node = node
 
-    def _record_remove_event(self, node: TreeNode, medium: Any = None) -> None:
-        with self._plain_key(node):
-            super()._record_remove_event(node, medium)
+    def evictable_size(self) -> int:
+        return self._evictable
 
-    @contextmanager
-    def _plain_key(self, node: TreeNode) -> Iterator[None]:
-        """Events speak of tokens; pruning is no event: a prompt through the block still hits."""
-        key = node.key
-        if self.enable_kv_cache_events and any(token < 0 for token in key.token_ids):
-            ends = (self._markers.summary_end, self._markers.block_start)
-            plain = array("q", (t if t >= 0 else ends[is_block_start(t)] for t in key.token_ids))
-            node.key = RadixKey(plain, key.extra_key)
-        try:
-            yield
-        finally:
-            node.key = key
+    def protected_size(self) -> int:
+        return self._protected
 
-    def _print_helper(self, node: TreeNode, indent: int) -> None:
-        stack = [(node, indent)]
-        while stack:
-            current, depth = stack.pop()
-            kind = "pruned" if is_pruned(current) else "live"
-            print(" " * depth, len(current.key), kind, f"r={current.lock_ref}")
-            stack += [(child, depth + 2) for child in current.children.values()]
+    def total_size(self) -> int:
+        return self._evictable + self._protected
+
+    def pretty_print(self) -> None:
+        """Nodes with what they hold and how many requests hold them."""
+        for node in below(self.root_node):
+            kind = "pruned" if node.is_pruned else "live" if node.key else str(node.namespace)
+            depth, above = 0, node.parent
+            while above is not None:
+                depth, above = depth + 2, above.parent
+            print(" " * depth, len(node.key), kind, f"r={node.lock_ref}")
+        print(f"#tokens: {self.total_size()}")
 
 
-def _outside(start: int, end: int, holes: Sequence[Eviction]) -> Iterator[tuple[int, int]]:
-    """Parts of `[start, end)` outside `holes`."""
-    for hole in holes:
-        if hole.end <= start or hole.start >= end:
-            continue
-        if start < hole.start:
-            yield start, hole.start
-        start = hole.end
-    if start < end:
-        yield start, end
+def below(node: Node) -> Iterator[Node]:
+    """A node and all below it, parents first."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(node.children.values())
+
+
+def up_to(node: Node, start: int) -> list[Node]:
+    """The nodes on the path to `node` that end behind `start`, from the top; no stem."""
+    path, at = [], node
+    while at.key and at.end > start:
+        path.append(at)
+        assert at.parent is not None
+        at = at.parent
+    return path[::-1]
+
+
+def touch(nodes: Iterable[Node], priority: int) -> None:
+    """A request of this priority has come by."""
+    for node in nodes:
+        node.priority = max(node.priority, priority)
+        node.hit_count += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from sglang.srt.parser.reasoning_parser import (
@@ -24,8 +23,12 @@ class MementoDetector(Qwen3Detector):  # type: ignore[misc]
     starts with neither `<think>` nor a block is content, unless the prompt opened the thought.
     """
 
-    def __init__(self, config: MementoConfig, **kwargs: Any) -> None:
+    config = MementoConfig()
+    """Names the tags and markers; a subclass per server, since SGLang registers classes."""
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        config = self.config
         self.think_start_token = config.think_start_token
         self.think_end_token = config.think_end_token
         markers = (
@@ -88,5 +91,5 @@ def register_parser(config: MementoConfig | None = None) -> None:
     Args:
         config: names the tags and markers; None until the options are known.
     """
-    detector = partial(MementoDetector, config or MementoConfig())
-    ReasoningParser.DetectorMap[REASONING_PARSER] = detector
+    named = {"config": config or MementoConfig()}
+    ReasoningParser.DetectorMap[REASONING_PARSER] = type("Registered", (MementoDetector,), named)

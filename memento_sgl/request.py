@@ -9,7 +9,10 @@ the list itself stays, so that the rebuild replays it.
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections.abc import MutableSequence, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memento_sgl.accounting import account
@@ -31,6 +34,13 @@ class Settings(NamedTuple):
     structure: Structure = NO_STRUCTURE
 
 
+class Match(NamedTuple):
+    """What the radix tree answered: for which question, and the node where the prefix ends."""
+
+    asked: tuple[int, int, int]
+    node: Any
+
+
 class RequestState:
     """Markers seen, evictions due and done, and decode steps to be voided.
 
@@ -38,22 +48,34 @@ class RequestState:
         evicted: tokens missing from the row.
         void: decode results still to come that must be ignored.
         replay: logical index that the next decode step reads, while a memento is recomputed.
+        match: the radix tree's last answer, while the request waits.
+        weight_version: of the weights that the row's KV began with; the tree counts them.
+        published: the row has been published since it began.
+        left: evictions whose blocks the radix tree knows this request to be done with.
         watch: follows the request for metrics, traces and debug lines; None: nobody wants to know.
         error: why the request ended early; part of its accounting.
     """
 
     __slots__ = (
         "_fed",
+        "_gone",
+        "_peaks",
+        "_row_ids",
+        "_row_reflects",
         "applied",
         "config",
         "error",
         "evicted",
+        "left",
         "machine",
+        "match",
         "measured_peak",
         "prompt_len",
+        "published",
         "replay",
         "void",
         "watch",
+        "weight_version",
     )
 
     def __init__(
@@ -74,8 +96,15 @@ class RequestState:
         self.void = 0
         self.replay: int | None = None
         self.measured_peak = 0
+        self.match: Match | None = None
+        self.weight_version = self.left = 0
+        self.published = False
         self.watch: Watch | None = None
         self.error: str | None = None
+        self._gone = [0]  # tokens of the first n evictions
+        self._peaks: list[int] = []  # most rows from the n-th eviction on, before they go
+        self._row_ids: MutableSequence[int] | None = None
+        self._row_reflects = (0, 0)
 
     def observe(self, output: Sequence[int]) -> bool:
         """Take the output tokens not seen yet; true if they made an eviction due."""
@@ -104,17 +133,30 @@ class RequestState:
         """Row index of a logical index at or after the applied spans."""
         return index - self.evicted
 
+    def applied_at(self, length: int) -> int:
+        """How many evictions a row of the first `length` tokens reflects: the next query is at
+        index `length`."""
+        return bisect_right(self.machine.evictions, length, key=lambda e: e.point)
+
+    def gone(self, count: int) -> int:
+        """Tokens of the first `count` evictions."""
+        evictions = self.machine.evictions
+        for eviction in evictions[len(self._gone) - 1 :]:
+            self._gone.append(self._gone[-1] + eviction.tokens)
+        return self._gone[count]
+
     def peak_rows(self, length: int) -> int:
         """Most rows that a prefill of the first `length` tokens holds at once, from here on."""
-        peak, evicted = 0, self.evicted
-        for eviction in self.machine.evictions[self.applied :]:
-            peak = max(peak, eviction.point - evicted)
-            evicted += eviction.tokens
-        return max(peak, length - evicted)
+        evictions = self.machine.evictions
+        if len(self._peaks) != len(evictions):
+            before = [e.point - self.gone(i) for i, e in enumerate(evictions)]
+            self._peaks = [*accumulate(reversed(before), max)][::-1]
+        ahead = self._peaks[self.applied] if self.applied < len(evictions) else 0
+        return max(ahead, self.rows_replayed(length))
 
     def rows_replayed(self, length: int) -> int:
         """Rows of the first `length` tokens once every eviction seen so far is applied."""
-        return length - sum(eviction.tokens for eviction in self.machine.evictions)
+        return length - self.gone(len(self.machine.evictions))
 
     @property
     def open_since(self) -> int:
@@ -141,13 +183,37 @@ class RequestState:
         if applied == self.applied:
             return False
         self.applied = applied
-        self.evicted = sum(eviction.tokens for eviction in self.machine.evictions[:applied])
+        self.evicted = self.gone(applied)
         return True
+
+    def begin_row(self, weight_version: int) -> None:
+        """A row is about to begin with what the radix tree has of these weights."""
+        self.weight_version = weight_version
+        self.left = 0
+        self.published = False
 
     def reset(self) -> None:
         """The row is gone (retraction): nothing is applied, nothing is in flight."""
         self.applied = self.evicted = self.void = 0
         self.replay = None
+
+    def row_ids(
+        self, ids: MutableSequence[int], prompt: array[int], output: array[int]
+    ) -> MutableSequence[int]:
+        """The tokens of the row and behind it: `ids` brought up to date in place if this made it
+        before, at the price of what has changed since."""
+        length = len(prompt) + len(output)
+        applied, known = self._row_reflects
+        if ids is not self._row_ids or applied > self.applied or known > length:
+            ids = self.visible(prompt + output)
+        else:
+            known = max(known, len(prompt))
+            ids += output[known - len(prompt) :]
+            for index in range(applied, self.applied):
+                _, start, end, _ = self.machine.evictions[index]
+                del ids[start - self.gone(index) : end - self.gone(index)]
+        self._row_ids, self._row_reflects = ids, (self.applied, length)
+        return ids
 
     def visible(self, logical: MutableSequence[int]) -> MutableSequence[int]:
         """The tokens of `logical` that are in the row, in order; same type as given."""

@@ -1,7 +1,7 @@
 """From SGLang's requests to what admission foresees of them, and back into its budget.
 
-SGLang's budget is `free and evictable slots - rem_total_token_offset`; a request comes in if its
-own reservation stays below that. Both figures are replaced by those of `admission`.
+SGLang's budget is `free and evictable slots - memory_budget.total_offset`; a request comes in if
+its own reservation stays below that. Both figures are replaced by those of `admission`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def survey(state: Runtime, adder: Any) -> None:
     outlooks = [_outlook(state, r, adder.new_token_ratio) for r in unfinished(adder)]
     outlooks += [newcomer(state, r, adder.page_size) for r in adder.can_run_list]
     state.forecast = Forecast(outlooks, state.rhythm.deviation)
-    adder.rem_total_token_offset = state.forecast.peak
+    adder.memory_budget.total_offset = state.forecast.peak
 
 
 def unfinished(adder: Any) -> list[Any]:
@@ -34,7 +34,7 @@ def unfinished(adder: Any) -> list[Any]:
 def newcomer(state: Runtime, req: Any, page: int) -> Outlook:
     """A request that has its prompt to be read yet, or the rest of it. SGLang counts a page more
     for each request, and so does this."""
-    rows, memento = len(req.prefix_indices), req.memento
+    rows, memento = req.prefix_len, req.memento
     length = len(req.origin_input_ids) + len(req.output_ids)
     if req.to_finish is not None:  # refused: SGLang has put another prompt in place
         need = peak = length
@@ -62,7 +62,7 @@ def _outlook(state: Runtime, req: Any, ratio: float) -> Outlook:
         gone=gone,
         opened=opened,
         kept=req.memento.blocks_kept,
-        frees=req.kv_committed_len - req.cache_protected_len if certain else None,
+        frees=req.kv.kv_committed_len - req.kv.cache_protected_len if certain else None,
     )
 
 
@@ -78,8 +78,8 @@ def _clip(tokens: int) -> int:
 
 def stock_reservation(adder: Any, req: Any) -> int:
     """What `PrefillAdder.add_one_req` itself would reserve."""
-    rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
-    return int(rest + _clip(_tokens_left(req)) + adder.page_size)
+    rest = len(req.full_untruncated_fill_ids) - req.prefix_len
+    return int(rest + _clip(_tokens_left(req)) + adder.per_req_token_overhead)
 
 
 @contextmanager

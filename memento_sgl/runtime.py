@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import torch
 
-from memento_sgl.admission import Forecast, Rhythm
+from memento_sgl.admission import Forecast, Retry, Rhythm
 from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
+from memento_sgl.pacing import Pacing
 from memento_sgl.request import RequestState, Settings, options_of
+from memento_sgl.staging import staged
 from memento_sgl.watch import Observers, Watch, observers_of
 
 if TYPE_CHECKING:
@@ -33,12 +36,15 @@ class Runtime:
         voided: requests with decode results to come that must be ignored.
         replaying: requests whose next decode step reads a token that was read before.
         reread: requests whose step being prepared must not count for penalties: a later one does.
+        evictions: spans that left a row so far, those replayed after a retraction included.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
-        automaton: constrained emission, from the first request that asks for it.
+        constrained: requests with constrained emission that hold a row; they leave this set by
+            themselves when SGLang forgets them.
         observers: metrics, traces and debug lines; None: nobody wants to know.
+        pacing: lets decode steps run between the segments of a prompt.
         rhythm: what finished blocks were like, for admission.
-        outgoing: the requests of the message being built.
+        retry: when an eviction may let another request in.
         forecast: what running and admitted requests will hold, while a prefill batch is put
             together; None when SGLang's own reservation counts.
     """
@@ -50,12 +56,15 @@ class Runtime:
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
         self.reread: set[Any] = set()
+        self.evictions = 0
         self.evicting = False
-        self.automaton: EmissionAutomaton | None = None
+        self.constrained: WeakSet[Any] = WeakSet()
+        self._automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
+        self.retry = Retry()
+        self.pacing = Pacing()
         self.forecast: Forecast | None = None
-        self.outgoing: Sequence[Any] = ()
         self.offsets = torch.empty(0)
         self._scheduler: Any = None
 
@@ -74,8 +83,6 @@ class Runtime:
             scheduler.token_to_kv_pool_allocator.get_kvcache().use_native_move_kv_cache = True
         self.offsets = torch.zeros(table.shape[0], dtype=torch.int64, device=table.device)
         self.observers = observers_of(scheduler, self.config, self.structure)
-        if self.config.emission != "off":
-            self._constrain()
 
     def new_request(self, req: Any, *, probe: bool = False) -> RequestState:
         """State for a request; bad options (already refused at the door) abort it alone.
@@ -90,8 +97,6 @@ class Runtime:
             req.set_finish_with_abort(str(error))
             options = RequestOptions(enable=False)
             state = RequestState(req.origin_input_ids, self.config, self.markers, options)
-        if state.config.emission != "off":
-            self._constrain()
         if self.observers is not None and state.config.enable and not probe:
             state.watch = Watch(self.observers, req.rid, state)
         return state
@@ -160,7 +165,7 @@ class Runtime:
             state: RequestState = req.memento
             index = state.replay
             assert index is not None
-            slots.append(req.req_pool_idx)
+            slots.append(req.kv.req_pool_idx)
             if index < state.prompt_len:
                 tokens.append(req.origin_input_ids[index])
             else:
@@ -176,10 +181,10 @@ class Runtime:
             return
         with self._between_forwards():
             buffer = self._scheduler.future_map.output_tokens_buf
-            where = torch.tensor(slots, device=buffer.device)
-            buffer[where] = torch.tensor(tokens, dtype=buffer.dtype, device=buffer.device)
-            if self.automaton is not None:
-                self.automaton.load(slots, states)
+            where, what = staged([slots, tokens], buffer.device)
+            buffer[where] = what.to(buffer.dtype)
+            if (automaton := self.automaton) is not None:
+                automaton.load(slots, states)
 
     def _between_forwards(self) -> Any:
         """Device work inside happens after the step in flight has written the tokens and states
@@ -206,30 +211,24 @@ class Runtime:
     def place(self, batch: Any) -> None:
         """After a prefill batch got its slots: their offsets and states of emission."""
         states = [req.memento for req in batch.reqs]
-        slots = [req.req_pool_idx for req in batch.reqs]
+        slots = [req.kv.req_pool_idx for req in batch.reqs]
         for req in batch.reqs:
             req.cached_tokens_device = req.cached_tokens  # logical, and there is no other source
         if self.evicting or any(state.evicted for state in states):
             evicted = [state.evicted for state in states]
             self.set_offsets(slots, evicted)
-            batch.orig_seq_lens = batch.orig_seq_lens + torch.tensor(
-                evicted, dtype=batch.orig_seq_lens.dtype, device=batch.orig_seq_lens.device
-            )
-        if self.automaton is not None:
-            for req in batch.reqs:
-                req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
-            with self._between_forwards():
-                self.automaton.load(slots, states)
+            logical = batch.orig_seq_lens
+            batch.orig_seq_lens = logical + staged(evicted, logical.device, logical.dtype)
+        self._constrain(batch.reqs, slots, states)
         if self.observers is not None:
             for req in batch.reqs:
                 if (watch := req.memento.watch) is not None:
                     unfinished = req.inflight_middle_chunks > 0
-                    watch.placed(len(req.prefix_indices), more_to_prefill=unfinished)
+                    watch.placed(req.prefix_len, more_to_prefill=unfinished)
 
     def set_offsets(self, slots: list[int], evicted: list[int]) -> None:
         self.evicting = True
-        values = torch.tensor([slots, evicted], dtype=torch.int64)
-        where, what = values.to(self.offsets.device, non_blocking=True)
+        where, what = staged([slots, evicted], self.offsets.device)
         self.offsets[where] = what
 
     def forget(self, req: Any) -> None:
@@ -237,7 +236,7 @@ class Runtime:
         if (watch := req.memento.watch) is not None:
             watch.retracted(len(req.origin_input_ids) + len(req.output_ids) - 1)
         req.memento.reset()
-        for waiting in (self.due, self.voided, self.replaying):
+        for waiting in (self.due, self.voided, self.replaying, self.reread, self.constrained):
             waiting.discard(req)
 
     def rhythm_of(self, state: RequestState) -> tuple[float, float]:
@@ -277,13 +276,28 @@ class Runtime:
         state: RequestState = req.memento
         return self.config.foresee_evictions and state.config.evicts
 
-    def _constrain(self) -> None:
-        if self.automaton is None:
+    @property
+    def automaton(self) -> EmissionAutomaton | None:
+        """Follows all requests on the device; None while nobody is constrained."""
+        return self._automaton if self.constrained else None
+
+    def _constrain(self, reqs: Sequence[Any], slots: list[int], states: list[RequestState]) -> None:
+        """Let the automaton follow these requests, unless nobody is constrained."""
+        newly = [req for req in reqs if req.memento.config.emission != "off"]
+        if not (newly or self.constrained):
+            return
+        if self._automaton is None:
             vocabulary = self._scheduler.model_config.vocab_size
-            slots, device = self.offsets.shape[0], self.offsets.device
-            self.automaton = EmissionAutomaton(
-                slots, vocabulary, self.markers, self.structure, device
+            self._automaton = EmissionAutomaton(
+                len(self.offsets), vocabulary, self.markers, self.structure, self.offsets.device
             )
+        for req in reqs:
+            req.memento.observe(req.output_ids)  # a retracted request's last plain tokens
+        with self._between_forwards():
+            if not self.constrained:
+                self._automaton.reset()
+            self._automaton.load(slots, states)
+        self.constrained.update(newly)
 
 
 def _check_engine(scheduler: Any) -> None:

@@ -38,7 +38,7 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("strip_thinking_cache", (False,), "--strip-thinking-cache"),
     ("dcp_size", (1,), "decode context parallelism"),
     ("pp_size", (1,), "pipeline parallelism"),
-    ("enable_dp_attention", (False,), "data-parallel attention"),
+    ("attn_dp_size", (1, None), "data-parallel attention"),
     ("enable_two_batch_overlap", (False,), "two-batch overlap"),
     ("enable_pdmux", (False,), "prefill/decode multiplexing"),
     ("enable_deterministic_inference", (False,), "deterministic inference"),
@@ -148,8 +148,13 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         )
     if misses_forced():
         raise ConfigError("memento does not support SGLANG_RADIX_FORCE_MISS: unset it")
+    from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
+
+    record = server_args
+    record.resolve_once()
+    server_args = resolving_view(record)
     _refuse(server_args)
-    model = server_args.get_model_config()
+    model = model_config_of(record)
     refuse_model(model)
     if not server_args.disable_radix_cache:
         refuse_pages(server_args)
@@ -158,13 +163,14 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     if config.trace_dir:
         config = config.model_copy(update={"trace_dir": str(check_folder(config.trace_dir))})
     tokenizer = _tokenizer(server_args)
-    markers = resolve_markers(config, tokenizer)
-    structure = resolve_structure(tokenizer, _ends(model, tokenizer))
+    vocabulary = model.vocab_size
+    markers = resolve_markers(config, tokenizer, vocabulary)
+    structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:
         logger.warning("memento: attention backend %s has not been checked for exactness", backend)
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
-    server_args._memento = Settings(config, markers, structure)
+    record._memento = Settings(config, markers, structure)
 
     from memento_patches.plugin import install
 

@@ -86,7 +86,9 @@ def observers_of(scheduler: Any, config: MementoConfig, structure: Structure) ->
     Metrics come from the ranks whose own SGLang shows, traces and debug lines from one rank of each
     tensor-parallel group.
     """
-    reporter, ps = scheduler.metrics_reporter, scheduler.ps
+    from sglang.srt.runtime_context import get_parallel
+
+    reporter, ps = scheduler.metrics_reporter, get_parallel()
     metrics = traces = None
     if reporter.current_scheduler_metrics_enabled:
         collector = reporter.metrics_collector

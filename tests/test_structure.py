@@ -17,13 +17,16 @@ NEEDS_PATCHES = {"memento_sgl/serving.py", "memento_sgl/commands.py"}  # functio
 RUNTIME = {
     "memento_sgl/platform.py",
     "memento_sgl/engine.py",
-    "memento_sgl/paged_allocator.py",
     "memento_sgl/radix.py",
+    "memento_sgl/radix_events.py",
     "memento_sgl/radix_tree.py",
     "memento_sgl/reasoning.py",
     "memento_sgl/reservation.py",
     "memento_sgl/serving.py",
+    "memento_sgl/staging.py",
     "memento_sgl/launch.py",
+    "memento_sgl/sglang_flags.py",
+    "memento_sgl/watch.py",
 }
 
 PROGRAMS = {  # SGLang's frontend language, never its runtime

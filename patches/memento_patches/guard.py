@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from memento_patches.ledger import SGLANG_VERSION, Seam
+from memento_patches.ledger import SGLANG_VERSION, Relied, Seam
 from memento_sgl.errors import PatchError
 
 
@@ -56,10 +56,10 @@ def check_version() -> None:
         )
 
 
-def problems(seams: Iterable[Seam]) -> list[str]:
+def problems(entries: Iterable[Seam | Relied]) -> list[str]:
     """What is wrong with the targets before patching; empty if all are as expected."""
     found = []
-    for seam in seams:
+    for seam in entries:
         try:
             now = fingerprint(seam.target)
         except (PatchError, OSError) as error:
@@ -72,7 +72,7 @@ def problems(seams: Iterable[Seam]) -> list[str]:
     return found
 
 
-def apply(seams: Iterable[Seam]) -> None:
+def apply(seams: Iterable[Seam], relied: Iterable[Relied] = ()) -> None:
     """Check, wrap and verify.
 
     The registry's own `apply_hooks` logs failures and skips a target that any plugin has wrapped
@@ -85,7 +85,7 @@ def apply(seams: Iterable[Seam]) -> None:
 
     check_version()
     seams = list(seams)
-    if wrong := problems(seams):
+    if wrong := problems([*seams, *relied]):
         raise PatchError(_message(wrong))
     hooks = {seam.target: load_hook(seam) for seam in seams}
     originals = {target: resolve(target) for target in hooks}

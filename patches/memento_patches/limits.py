@@ -40,7 +40,7 @@ def around_validate_input_length(
 
 
 def after_retract_decode(
-    result: tuple[list[Any], float, list[Any]], _batch: Any, _server_args: Any
+    result: tuple[list[Any], float, list[Any]], _batch: Any, *_args: Any
 ) -> tuple[list[Any], float, list[Any]] | None:
     """The last request of a batch has outgrown the pool: it ends, and what it wrote goes out."""
     state = runtime.current()

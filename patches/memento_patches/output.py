@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from memento_sgl import runtime
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+
+from memento_patches.classes import on_top_of
 
 KEY = "memento"
 
 
-def before_stream(_streamer: Any, reqs: list[Any], *_args: Any, **_kwargs: Any) -> None:
-    runtime.current().outgoing = reqs
+class RecordingStreamer(SchedulerOutputStreamer):  # type: ignore[misc]
+    """Adds `KEY` to a message: for each of its requests `[accounting]` or, not finished, `[]`."""
+
+    has_additional_customized_info = True
+
+    def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
+        info: dict[str, list[Any]] = super().build_additional_customized_info(reqs)
+        records = [_record(req) if req.finished() else [] for req in reqs]
+        return info | {KEY: records} if any(records) else info
 
 
-def before_payload(accumulator: Any, **_kwargs: Any) -> None:
-    reasons = accumulator.finished_reasons
-    if not any(reasons):
-        return
-    by_id = {req.rid: req for req in runtime.current().outgoing}
-    finished = zip(accumulator.rids, reasons, strict=True)
-    records = [_record(by_id[rid]) if reason else [] for rid, reason in finished]
-    if any(records):
-        accumulator.customized_info[KEY] = records
+def streamer_class(result: type, _scheduler: Any) -> type:
+    return on_top_of(result, RecordingStreamer)
 
 
 def _record(req: Any) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memento_patches.guard import apply
-from memento_patches.ledger import seams
+from memento_patches.ledger import RELIED, seams
 from memento_sgl.errors import PatchError
 
 
@@ -18,6 +18,6 @@ def register() -> None:
 def install(role: str) -> None:
     """Apply one role's seams in this process or end it."""
     try:
-        apply(seams(role))
+        apply(seams(role), RELIED if role == "scheduler" else ())
     except PatchError as error:
         raise SystemExit(f"memento: {error}") from None

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+
+from memento_patches.classes import on_top_of
 from memento_sgl import runtime
 from memento_sgl.eviction import evict_prefix, rows_to_next_point
 from memento_sgl.limits import too_long_message
@@ -22,59 +25,59 @@ from memento_sgl.reservation import (
 )
 
 
-def after_adder_init(_result: None, adder: Any, *_args: Any, **_kwargs: Any) -> None:
-    state = runtime.current()
-    if state.config.foresee_evictions:
-        survey(state, adder)
+class EvictingAdder(PrefillAdder):  # type: ignore[misc]
+    """Ends a prefill before each eviction point and reserves what a request will hold."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        state = runtime.current()
+        if state.config.foresee_evictions:
+            survey(state, self)
+
+    def add_chunked_req(self, req: Any) -> Any:
+        state, add = runtime.current(), super().add_chunked_req
+        if state.forecast is None:
+            return _add_next_segment(add, self, req)
+        # Its whole prompt was reserved when it came in: no budget but the memory there is.
+        self.memory_budget.total_offset = 0
+        rest = _add_next_segment(add, self, req)
+        state.forecast.add(newcomer(state, req, self.page_size))
+        self.memory_budget.total_offset = state.forecast.peak
+        return rest
+
+    def add_one_req(
+        self, req: Any, has_chunked_req: bool, truncation_align_size: int | None
+    ) -> Any:
+        state = runtime.current()
+        arguments = (super().add_one_req, self, req, has_chunked_req, truncation_align_size)
+        if state.forecast is None:
+            return _add_first_segment(*arguments)
+        if self.preempt_list:
+            survey(state, self)
+        entrant = newcomer(state, req, self.page_size)
+        alone = not (has_chunked_req or self.can_run_list or unfinished(self))
+        reserved: float = entrant.peak_need
+        if not alone:
+            reserved = state.forecast.peak_with(entrant) - state.forecast.peak
+        before, added = self.memory_budget.total_offset, len(self.can_run_list)
+        # SGLang checks its own figure: make up for the difference meanwhile.
+        self.memory_budget.total_offset += reserved - stock_reservation(self, req)
+        with without_simulation(req):
+            outcome = _add_first_segment(*arguments)
+        self.memory_budget.total_offset = before
+        if len(self.can_run_list) > added:
+            state.forecast.add(entrant)
+            self.memory_budget.total_offset = state.forecast.peak
+            return self.budget_state()
+        if alone and outcome is AddReqResult.NO_TOKEN:
+            give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
+            state.waiting.remove(req)
+            return AddReqResult.OTHER  # not the batch is full
+        return outcome
 
 
-def around_add_chunked_req(original: Callable[..., Any], adder: Any, req: Any) -> Any:
-    state = runtime.current()
-    if state.forecast is None:
-        return _add_next_segment(original, adder, req)
-    # Its whole prompt was reserved when it came in: no budget but the memory there is.
-    adder.rem_total_token_offset = 0
-    rest = _add_next_segment(original, adder, req)
-    state.forecast.add(newcomer(state, req, adder.page_size))
-    adder.rem_total_token_offset = state.forecast.peak
-    return rest
-
-
-def around_add_one_req(
-    original: Callable[..., Any],
-    adder: Any,
-    req: Any,
-    has_chunked_req: bool,
-    truncation_align_size: int | None,
-) -> Any:
-    from sglang.srt.managers.schedule_policy import AddReqResult
-
-    state = runtime.current()
-    arguments = (original, adder, req, has_chunked_req, truncation_align_size)
-    if state.forecast is None:
-        return _add_first_segment(*arguments)
-    if adder.preempt_list:
-        survey(state, adder)
-    entrant = newcomer(state, req, adder.page_size)
-    alone = not (has_chunked_req or adder.can_run_list or unfinished(adder))
-    reserved: float = entrant.peak_need
-    if not alone:
-        reserved = state.forecast.peak_with(entrant) - state.forecast.peak
-    before, added = adder.rem_total_token_offset, len(adder.can_run_list)
-    # SGLang checks its own figure: make up for the difference meanwhile.
-    adder.rem_total_token_offset += reserved - stock_reservation(adder, req)
-    with without_simulation(req):
-        outcome = _add_first_segment(*arguments)
-    adder.rem_total_token_offset = before
-    if len(adder.can_run_list) > added:
-        state.forecast.add(entrant)
-        adder.rem_total_token_offset = state.forecast.peak
-        return adder.budget_state()
-    if alone and outcome is AddReqResult.NO_TOKEN:
-        give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
-        state.waiting.remove(req)
-        return AddReqResult.OTHER  # not the batch is full
-    return outcome
+def adder_class(result: type, _scheduler: Any) -> type:
+    return on_top_of(result, EvictingAdder)
 
 
 def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any:
@@ -82,11 +85,11 @@ def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any
     evict_prefix(runtime.current(), req, allocator, tree)
     limit = rows_to_next_point(req)
     if limit is None:
-        return original(adder, req)
+        return original(req)
     budget = adder.rem_chunk_tokens
     adder.rem_chunk_tokens = min(budget, limit)
-    rest = original(adder, req)
-    adder.rem_chunk_tokens = budget - req.extend_range.length
+    rest = original(req)
+    adder.rem_chunk_tokens = budget - req.extend_len
     return rest
 
 
@@ -97,23 +100,21 @@ def _add_first_segment(
     has_chunked_req: bool,
     truncation_align_size: int | None,
 ) -> Any:
-    from sglang.srt.managers.schedule_policy import AddReqResult
-
     taken = has_chunked_req or adder.new_chunked_req is not None
     limit = rows_to_next_point(req)
     if limit is None:
-        rest = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        rest = len(req.full_untruncated_fill_ids) - req.prefix_len
         if taken and adder.ceil_paged_tokens(rest) > adder.rem_chunk_tokens:
             return AddReqResult.OTHER
-        return original(adder, req, has_chunked_req, truncation_align_size)
+        return original(req, has_chunked_req, truncation_align_size)
     if taken:
         return AddReqResult.CONTINUE  # not now; requests without finished blocks may pass
     budget = adder.rem_chunk_tokens
     added = len(adder.can_run_list)
     adder.rem_chunk_tokens = min(budget, limit)
     with _segments_end_inside_pages(adder):
-        outcome = original(adder, req, has_chunked_req, truncation_align_size)
-    used = req.extend_range.length if len(adder.can_run_list) > added else 0
+        outcome = original(req, has_chunked_req, truncation_align_size)
+    used = req.extend_len if len(adder.can_run_list) > added else 0
     adder.rem_chunk_tokens = budget - used
     return adder.budget_state() if used else outcome
 
@@ -123,13 +124,15 @@ def _segments_end_inside_pages(adder: Any) -> Iterator[None]:
     """Upstream cuts a first chunk at a page border, and an eviction point lies anywhere: count in
     single slots meanwhile, the rest of the page that upstream reserves for a request set aside."""
     page, added = adder.page_size, len(adder.can_run_list)
-    adder.rem_total_token_offset += page - 1
-    adder.cur_rem_token_offset += page - 1
-    adder.page_size = 1
+    adder.memory_budget.total_offset += page - 1
+    adder.memory_budget.current_offset += page - 1
+    overhead = adder.per_req_token_overhead
+    adder.page_size = adder.memory_budget.page_size = adder.per_req_token_overhead = 1
     try:
         yield
     finally:
-        adder.page_size = page
+        adder.page_size = adder.memory_budget.page_size = page
+        adder.per_req_token_overhead = overhead
         if len(adder.can_run_list) == added:
-            adder.rem_total_token_offset -= page - 1
-            adder.cur_rem_token_offset -= page - 1
+            adder.memory_budget.total_offset -= page - 1
+            adder.memory_budget.current_offset -= page - 1

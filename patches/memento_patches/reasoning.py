@@ -19,6 +19,7 @@ def adapt_parser(
     force_reasoning: bool | None = None,
     request: Any = None,
     tokenizer: Any = None,
+    **_kwargs: Any,
 ) -> None:
     if request is None or tokenizer is None or not isinstance(parser.detector, MementoDetector):
         return

@@ -20,13 +20,14 @@ def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
     if req.memento.evicted == 0:
         original(req)
     else:
-        logical = req.origin_input_ids + req.output_ids
-        req.full_untruncated_fill_ids = req.memento.visible(logical)
+        req.full_untruncated_fill_ids = req.memento.row_ids(
+            req.full_untruncated_fill_ids, req.origin_input_ids, req.output_ids
+        )
 
 
 def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
     """Upstream throws a retracted request's KV away; publish it, so that it resumes from there."""
-    if isinstance(tree_cache, PrunableRadixCache) and req.req_pool_idx is not None:
+    if isinstance(tree_cache, PrunableRadixCache) and req.kv.holds_kv:
         tree_cache.cache_retracted_req(req)
 
 

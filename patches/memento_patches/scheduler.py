@@ -13,33 +13,55 @@ from memento_sgl import runtime
 from memento_sgl.environment import check_slots
 from memento_sgl.eviction import evict_running
 from memento_sgl.ownership import check_ownership, check_ranks
-from memento_sgl.radix_tree import PrunableTree
+from memento_sgl.radix_tree import RadixTree
 from memento_sgl.reasoning import register_parser
 from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
 
 
-def before_init(_scheduler: Any, server_args: Any, *_args: Any, **_kwargs: Any) -> None:
+def around_init(
+    original: Callable[..., None], scheduler: Any, server_args: Any, *args: Any, **kwargs: Any
+) -> None:
     settings = settings_of(server_args)
     if settings is not None:
         install("scheduler")
         runtime.install(settings)
         register_parser(settings.config)
         register_radix_cache_backend(RADIX_BACKEND, make_radix_cache)
+    original(scheduler, server_args, *args, **kwargs)
+    if settings is not None:
+        runtime.current().attach(scheduler)
 
 
-def attach(_result: None, scheduler: Any) -> None:
-    runtime.current().attach(scheduler)
-
-
-def before_decode(scheduler: Any, batch: Any) -> None:
+def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
     state = runtime.current()
+    state.retry.step()
     if state.due:
         evict_running(state, batch)
-        if state.config.foresee_evictions:
-            batch.batch_is_full = False  # slots are free, and a block more is known
-    state.reread.clear()
+        if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
+            batch.batch_is_full = False  # slots are free, and blocks more are known
     if state.replaying:
         state.feed_replays(batch)
+    prepared = original(scheduler, batch)
+    if prepared is not None:  # else the step was put off: what was fed stays where it is
+        state.reread.clear()
+    return prepared
+
+
+def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
+    """SGLang's own interval between prefills knows nothing of segments."""
+    req = scheduler.chunked_req
+    due: bool = runtime.current().pacing.decode_next(
+        more_segments=req is not None and req.memento.next_eviction is not None,
+        others=not (running_batch.is_empty() or running_batch.is_prefill_only),
+    )
+    return deferred or due
+
+
+def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
+    """Upstream leaves out of the next step who reaches its length with the step in flight: not
+    one whose step in flight is void, it would be lost."""
+    voided = runtime.current().voided
+    return [req for req in finishing if req not in voided] if voided else None
 
 
 def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, result: Any) -> None:
@@ -50,7 +72,7 @@ def around_result(original: Callable[..., Any], scheduler: Any, batch: Any, resu
     else:
         original(scheduler, batch, result)
     state.observe(batch, ignored)
-    if state.observers is not None and isinstance(scheduler.tree_cache, PrunableTree):
+    if state.observers is not None and isinstance(scheduler.tree_cache, RadixTree):
         state.observers.read_tree(scheduler.tree_cache)
     if check_slots():
         check_ownership(scheduler)

@@ -1,55 +1,24 @@
-"""Seam: requests come in, answers go out."""
+"""Seam: answers go out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 from memento_patches.output import KEY
-from memento_sgl.request import check_options
-from memento_sgl.serving import settings_of
-
-GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-"""Sampling parameters that constrain the output."""
-
-_records: dict[str, dict[str, Any]] = {}
-"""Accounting by request id, from its arrival until the answer goes out."""
 
 
-def check_request(
-    manager: Any, obj: Any, _input_text: Any, input_ids: Any = None, *_args: Any, **_kwargs: Any
+def add_record(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict[str, Any],
+    state: Any,
+    customized_info: dict[str, Any],
+    index: int,
+    finish_reason: Any,
 ) -> None:
-    params = getattr(obj, "sampling_params", None)
-    if not isinstance(params, dict) or input_ids is None:
-        return
-    settings = settings_of(manager.server_args)
-    assert settings is not None
-    logprobs = getattr(obj, "return_logprob", False) and obj.logprob_start_len not in (None, -1)
-    grammar = any(params.get(kind) for kind in GRAMMARS) and not obj.require_reasoning
-    check_options(
-        params.get("custom_params"), input_ids, settings, input_logprobs=logprobs, grammar=grammar
-    )
-
-
-def take_records(manager: Any, recv_obj: Any) -> None:
-    from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
-
-    if getattr(recv_obj, "customized_info", None) is None:
-        return
-    info = unwrap_from_pickle(recv_obj.customized_info)
-    for rid, record in zip(recv_obj.rids, info.pop(KEY, ()), strict=False):
-        if record and rid in manager.rid_to_state:
-            _records[rid] = record[0]
-    recv_obj.customized_info = wrap_as_pickle(info) if info else None
-
-
-async def add_record(
-    original: Callable[..., Any], manager: Any, obj: Any, request: Any = None
-) -> AsyncIterator[Any]:
-    try:
-        async for answer in original(manager, obj, request):
-            if (record := _records.pop(obj.rid, None)) is not None:
-                answer["meta_info"][KEY] = record
-            yield answer
-    finally:
-        _records.pop(obj.rid, None)
+    """SGLang would gather a list of values per token; the accounting is one value per request."""
+    others = {key: values for key, values in customized_info.items() if key != KEY}
+    original(manager, meta_info, state, others, index, finish_reason)
+    for record in customized_info.get(KEY, {index: ()})[index]:
+        meta_info[KEY] = record

@@ -74,7 +74,8 @@ class Outcome(NamedTuple):
 def rows(options: RunOptions) -> Source:
     """The input rows up to the limit that are in this run's shard, with their numbers."""
     reader = cast(
-        Generator[Trace | Rejected, None, None], read_traces(options.inputs, options.read)
+        Generator[Trace | Rejected, None, None],
+        read_traces(options.inputs, options.read, out=options.out),
     )
     with closing(reader):
         for number, row in enumerate(islice(reader, options.limit)):

@@ -4,6 +4,7 @@
     FOLDER/full/train.{jsonl,parquet}        + sentences, blocks, block_summaries
     FOLDER/extras/train.{jsonl,parquet}      one row per row above, same order: ids, offsets, scores
     FOLDER/chat/train.jsonl                  id, text: what a trainer tokenizes
+    FOLDER/messages/train.jsonl              id, messages: for trainers with a template of their own
     FOLDER/tokenized/train.parquet           with a tokenizer: see `tokenize`
     FOLDER/rejected.jsonl                    traces without a row, with the reason
     FOLDER/stats.json, FOLDER/README.md      sums, dataset card
@@ -105,7 +106,7 @@ def write_outputs(
         DataError: a trace whose parts contradict each other.
     """
     options = options or ExportOptions()
-    template = load_template(options.chat_template)
+    template = load_template(options.chat_template, options.tokenizer)
     tokenizer = None
     if options.tokenizer is not None:
         tokenizer = RowTokenizer(options.tokenizer, template, options.mask_delimiters)
@@ -138,7 +139,8 @@ def _sinks(folder: Path, tokenizer: RowTokenizer | None) -> Iterable[tuple[str, 
     for name, schema in (("default", _DEFAULT), ("full", _FULL), ("extras", _EXTRAS)):
         yield f"{name}.jsonl", JsonlSink(folder / name / "train.jsonl")
         yield f"{name}.parquet", ParquetSink(folder / name / "train.parquet", schema)
-    yield "chat", JsonlSink(folder / "chat" / "train.jsonl")
+    for name in ("chat", "messages"):
+        yield name, JsonlSink(folder / name / "train.jsonl")
     if tokenizer is not None:
         yield "tokenized", ParquetSink(folder / "tokenized" / "train.parquet", TOKENIZED_SCHEMA)
     yield "rejected", JsonlSink(folder / "rejected.jsonl")
@@ -160,6 +162,9 @@ def _write_row(
         sinks[f"{name}.parquet"].write(row)
     prompt, response = template.render(full["problem"], full["response"])
     sinks["chat"].write({"id": done.trace.id, "text": prompt + response})
+    turns = zip(("user", "assistant"), (full["problem"], full["response"]), strict=True)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    sinks["messages"].write({"id": done.trace.id, "messages": messages})
     if tokenizer is not None:
         tokens = tokenizer.tokenize(full["problem"], full["response"], assembled.blocks)
         sinks["tokenized"].write({"id": done.trace.id, **tokens._asdict()})

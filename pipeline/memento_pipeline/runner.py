@@ -205,6 +205,9 @@ class Runner:
         if seen is Seen.FINISHED:
             self.seen["finished"] += 1
             return None
+        if seen is Seen.EDITED:
+            log.info("an edited row takes the place of the old one", extra={"trace": name})
+            self._count("edited since an earlier run: converted again")
         return trace.model_copy(update={"id": name})
 
     async def _through(self, trace: Trace) -> None:

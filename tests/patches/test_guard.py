@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("sglang")
 
 from memento_patches.guard import fingerprint, load_hook, problems, resolve, unapplied
-from memento_patches.ledger import LEDGER, Seam, seams
+from memento_patches.ledger import LEDGER, RELIED, Relied, Seam, seams
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -26,41 +26,46 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_ledger_is_complete_and_true() -> None:
-    assert problems(LEDGER) == []
-    assert len({seam.target for seam in LEDGER}) == len(LEDGER)
+    entries = (*LEDGER, *RELIED)
+    assert problems(entries) == []
+    assert len({entry.target for entry in entries}) == len(entries)
     for seam in LEDGER:
         assert seam.why
         assert seam.retire
         assert callable(load_hook(seam))
+    assert all(relied.what for relied in RELIED)
 
 
 def test_every_hook_function_is_in_the_ledger() -> None:
     import importlib
+    import inspect
     import pkgutil
 
     import memento_patches
 
     listed = {seam.hook for seam in LEDGER}
-    internal = {"ledger", "guard", "plugin"}
+    internal = {"ledger", "guard", "plugin", "classes", "compare"}
     for info in pkgutil.iter_modules(memento_patches.__path__):
         if info.name in internal:
             continue
         module = importlib.import_module(f"memento_patches.{info.name}")
         for name, value in vars(module).items():
             own = getattr(value, "__module__", None) == module.__name__
-            if own and callable(value) and not name.startswith("_"):
+            if own and inspect.isfunction(value) and not name.startswith("_"):
                 assert f"{info.name}:{name}" in listed, f"{info.name}:{name} wraps nothing"
 
 
 def test_a_missing_and_a_changed_target_are_named() -> None:
-    gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:before_payload",
+    gone = Seam("sglang.srt.server_args.Nothing.x", "AFTER", "output:streamer_class",
                 "bootstrap", "w", "r", "0" * 16)  # fmt: skip
     changed = Seam(
-        LEDGER[0].target, "AFTER", "output:before_payload", "bootstrap", "w", "r", "0" * 16
+        LEDGER[0].target, "AFTER", "output:streamer_class", "bootstrap", "w", "r", "0" * 16
     )
-    lines = problems([gone, changed])
+    relied = Relied(RELIED[0].target, "w", "0" * 16)
+    lines = problems([gone, changed, relied])
     assert "sglang.srt.server_args.Nothing.x does not exist" in lines[0]
     assert f"{LEDGER[0].target} has changed" in lines[1]
+    assert f"{RELIED[0].target} has changed" in lines[2]
     assert fingerprint(LEDGER[0].target) == LEDGER[0].fingerprint
 
 
@@ -133,5 +138,5 @@ def test_an_original_bound_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_roles() -> None:
-    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "scheduler"}
+    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "page", "scheduler"}
     assert len(seams("scheduler")) > 5

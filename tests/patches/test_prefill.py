@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_patches.prefill import _add_first_segment
-from sglang.srt.managers.schedule_policy import AddReqResult
+from memento_patches.prefill import EvictingAdder, _add_first_segment, adder_class
+from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 
 @pytest.mark.parametrize(("length", "joins"), [(8, True), (9, False), (20, False)])
@@ -22,7 +22,7 @@ def test_a_plain_prompt_joins_a_prefill_only_whole(length: int, joins: bool) -> 
     req = SimpleNamespace(
         memento=SimpleNamespace(next_eviction=None),
         full_untruncated_fill_ids=[0] * length,
-        prefix_indices=[],
+        prefix_len=0,
     )
     added = []
     outcome = _add_first_segment(lambda *args: added.append(args), adder, req, True, None)
@@ -38,27 +38,42 @@ def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
         rem_chunk_tokens=48,
         page_size=16,
         can_run_list=[],
-        rem_total_token_offset=100,
-        cur_rem_token_offset=50,
+        per_req_token_overhead=16,
+        memory_budget=SimpleNamespace(total_offset=100, current_offset=50, page_size=16),
         budget_state=lambda: AddReqResult.CONTINUE,
     )
     eviction = SimpleNamespace(point=21)
     req = SimpleNamespace(
         memento=SimpleNamespace(next_eviction=eviction, row=lambda index: index),
-        prefix_indices=[],
-        extend_range=SimpleNamespace(length=21),
+        prefix_len=0,
+        extend_len=21,
     )
 
-    def original(adder: Any, req: Any, *_args: Any) -> AddReqResult:
+    def original(req: Any, *_args: Any) -> AddReqResult:
         assert (adder.page_size, adder.rem_chunk_tokens) == (1, 21)
-        assert (adder.rem_total_token_offset, adder.cur_rem_token_offset) == (115, 65)
+        assert adder.memory_budget == SimpleNamespace(
+            total_offset=115, current_offset=65, page_size=1
+        )
+        assert adder.per_req_token_overhead == 1
         if fits:
             adder.can_run_list.append(req)
         return AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN
 
     outcome = _add_first_segment(original, adder, req, False, None)
     assert outcome is (AddReqResult.CONTINUE if fits else AddReqResult.NO_TOKEN)
-    assert adder.page_size == 16
+    assert adder.page_size == adder.per_req_token_overhead == 16
     assert adder.rem_chunk_tokens == 48 - 21 * fits
     kept = 15 * fits
-    assert (adder.rem_total_token_offset, adder.cur_rem_token_offset) == (100 + kept, 50 + kept)
+    assert adder.memory_budget == SimpleNamespace(
+        total_offset=100 + kept, current_offset=50 + kept, page_size=16
+    )
+
+
+def test_another_plugins_class_stays_below_ours() -> None:
+    class Theirs(PrefillAdder):  # type: ignore[misc]
+        pass
+
+    assert adder_class(PrefillAdder, None) is EvictingAdder
+    both = adder_class(Theirs, None)
+    assert both is adder_class(Theirs, None)
+    assert both.__mro__[1:4] == (EvictingAdder, Theirs, PrefillAdder)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from memento_patches.schedule_batch import before_release_req
+from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -56,6 +57,7 @@ class Request:
         self.origin_input_ids = array("q", prompt)
         self.output_ids = array("q")
         self.extra_key = extra
+        self.cache_salt: str | None = None
         self.options = options
         parsed = RequestOptions.parse(options)
         self.memento = RequestState(self.origin_input_ids, CONFIG, MARKERS, parsed)
@@ -63,30 +65,32 @@ class Request:
         self.forget_row()
 
     def forget_row(self) -> None:
-        self.req_pool_idx: int | None = None
-        self.prefix_indices = torch.empty(0, dtype=torch.int64)
+        self.prefix_len = 0
         self.last_node: Any = None
-        self.cache_protected_len = 0
-        self.kv_committed_len = 0
+        self.lock: Any = None
+        self.done = False
         self.already_computed = 0
-        self.kv = SimpleNamespace(kv_allocated_len=0)
-        self.extend_range = SimpleNamespace(end=0)
+        self.kv = ReqKvInfo()
+        self.extend_end = 0
         self.prefilling = True
         self.void_step = False
+        self.weights: dict[int, Any] = {}
 
     @property
     def ids(self) -> list[int]:
         return [*self.origin_input_ids, *self.output_ids]
 
+    skip_radix_cache_insert = False
+
     def finished(self) -> bool:
-        return False
+        return self.done
 
     def _compute_max_prefix_len(self, length: int) -> int:
         return max(length - 1, 0)
 
-    def _refresh_fill_ids(self) -> None:
-        self.full_untruncated_fill_ids = self.memento.visible(
-            self.origin_input_ids + self.output_ids
+    def refresh_fill_ids(self) -> None:
+        self.full_untruncated_fill_ids = self.memento.row_ids(
+            self.full_untruncated_fill_ids, self.origin_input_ids, self.output_ids
         )
 
 
@@ -112,7 +116,14 @@ class World:
     def identity(self, req: Request, index: int) -> Any:
         ids = req.ids
         reached = tuple(e for e in req.memento.machine.evictions if e.point <= index)
-        return tuple(ids[: index + 1]), reached, req.extra_key
+        return tuple(ids[: index + 1]), reached, req.extra_key, req.cache_salt, req.weights[index]
+
+    def computed(self, req: Request, index: int) -> Any:
+        """The identity of what is computed now; nobody else has KV of several weights."""
+        now = self.tree.weight_version
+        began = req.memento.weight_version
+        req.weights[index] = now if began == now else (began, now, req.rid)
+        return self.identity(req, index)
 
     def visible(self, req: Request, rows: int) -> list[int]:
         gone = req.memento.machine.evictions[: req.memento.applied]
@@ -127,9 +138,9 @@ class World:
     def check(self) -> None:
         owned = [self.allocator.free_pages, *tree_slots(self.tree)]
         for req in self.live:
-            rows = req.kv_committed_len
-            row = self.rows.req_to_token[req.req_pool_idx, :rows].to(torch.int64)
-            owned.append(row[req.cache_protected_len :])
+            rows = req.kv.kv_committed_len
+            row = self.rows.req_to_token[req.kv.req_pool_idx, :rows].to(torch.int64)
+            owned.append(row[req.kv.cache_protected_len :])
             right = rows - req.void_step
             for index, slot in zip(self.visible(req, right), row[:right].tolist(), strict=True):
                 assert self.written[slot] == self.identity(req, index), (req.rid, index)
@@ -140,7 +151,7 @@ class World:
 
     def step(self) -> None:
         actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
-        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05)]
+        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.03)]
         kinds, weights = zip(*actions, strict=True)
         self.rng.choices(kinds, weights)[0]()
         self.check()
@@ -153,9 +164,13 @@ class World:
         near = [i + d for i, t in enumerate(text) if t < 5 for d in (0, 1, 2)]
         cut = self.rng.choice(near or [1]) if self.rng.random() < 0.7 else len(text)
         prompt = text[: max(1, min(cut, len(text)))] + self.some_tokens(self.rng.randint(0, 6))
-        extra = "other" if self.rng.random() < 0.1 else None
+        extra, salt = (x if self.rng.random() < 0.05 else None for x in ("other", "salt"))
         self.count += 1
-        self.waiting.append(Request(self.count, prompt, self.rng.choice(OPTIONS), extra))
+        req = Request(self.count, prompt, self.rng.choice(OPTIONS), extra)
+        req.cache_salt = salt
+        req.priority = self.rng.randint(0, 2)
+        req.skip_radix_cache_insert = self.rng.random() < 0.02
+        self.waiting.append(req)
 
     def some_tokens(self, count: int) -> list[int]:
         return [self.rng.choice((1, 2, 3, 4, *LETTERS, *LETTERS)) for _ in range(count)]
@@ -165,21 +180,27 @@ class World:
         if not self.waiting or not self.rows.free_slots:
             return
         req = self.waiting.pop(self.rng.randrange(len(self.waiting)))
-        req._refresh_fill_ids()
-        params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
         for _ in range(self.rng.randint(1, 2)):  # the policy matches, then the prefill does
-            match = self.tree.match_prefix(params)
-        req.prefix_indices, req.last_node = match.device_indices, match.last_device_node
+            self.match(req)
         assert req.full_untruncated_fill_ids == req.memento.visible(array("q", req.ids))
         assert -req.already_computed == req.memento.evicted
-        req.cache_protected_len = hit = len(req.prefix_indices)
+        req.kv.cache_protected_len = hit = req.prefix_len
+        for index in self.visible(req, hit):
+            req.weights[index] = self.tree.weight_version
         self.hits += hit
         self.crossed += req.memento.applied
-        req.kv_committed_len = req.kv.kv_allocated_len = hit
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = hit
         self.rows.alloc([req])
-        self.rows.write((req.req_pool_idx, slice(0, hit)), req.prefix_indices.to(torch.int32))
-        self.tree.inc_lock_ref(req.last_node)
+        slots = self.tree.prefix_device_indices(req)
+        self.rows.write((req.kv.req_pool_idx, slice(0, hit)), slots.to(torch.int32))
+        req.lock = self.tree.lock(req.last_node)
         self.live.append(req)
+
+    def match(self, req: Request) -> None:
+        req.refresh_fill_ids()
+        params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
+        match = self.tree.match_prefix(params)
+        req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
 
     def take(self, _req: Request, count: int) -> Any:
         if self.allocator.available_size() < count:
@@ -191,7 +212,7 @@ class World:
         if not self.live:
             return
         req = self.rng.choice(self.live)
-        left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+        left = len(req.full_untruncated_fill_ids) - req.prefix_len
         if req.prefilling:
             self.prefill(req, left)
         else:
@@ -204,20 +225,19 @@ class World:
         if slots is None:
             self.end(req, is_insert=False)
             return
-        start = len(req.prefix_indices)
+        start = req.prefix_len
         end = start + count
-        self.rows.write((req.req_pool_idx, slice(start, end)), slots.to(torch.int32))
-        req.kv_committed_len = req.kv.kv_allocated_len = end
+        self.rows.write((req.kv.req_pool_idx, slice(start, end)), slots.to(torch.int32))
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = end
         for index, slot in zip(self.visible(req, end)[start:], slots.tolist(), strict=True):
-            self.written[slot] = self.identity(req, index)
-        req.extend_range.end = end
-        self.tree.cache_unfinished_req(req, chunked=count < left)
+            self.written[slot] = self.computed(req, index)
+        req.extend_end = end
+        if not req.skip_radix_cache_insert:
+            self.tree.checkpoint(req, up_to=end)
+        req.prefix_len = end
         if count < left:
             evict_prefix(self.runtime, req, self.allocator, self.tree)
-            kept = len(req.prefix_indices)  # the engine writes the row again with the next chunk
-            row = req.prefix_indices.to(torch.int32)
-            self.rows.write((req.req_pool_idx, slice(0, kept)), row)
-            left = len(req.full_untruncated_fill_ids) - len(req.prefix_indices)
+            left = len(req.full_untruncated_fill_ids) - req.prefix_len
             assert left > 0
         else:
             req.prefilling = False
@@ -236,7 +256,7 @@ class World:
         self.sample(req)
 
     def evict_now(self, req: Request) -> None:
-        rows = req.kv_committed_len
+        rows = req.kv.kv_committed_len
         batch = SimpleNamespace(
             reqs=[req],
             seq_lens=torch.tensor([rows]),
@@ -250,16 +270,16 @@ class World:
         evict_running(self.runtime, batch)
         req.void_step = False
         req.memento.replay = None
-        assert int(batch.seq_lens[0]) == req.kv_committed_len == req.kv.kv_allocated_len
+        assert int(batch.seq_lens[0]) == req.kv.kv_committed_len == req.kv.kv_allocated_len
 
     def compute(self, req: Request, index: int, *, wrong: bool = False) -> bool:
         slots = self.take(req, 1)
         if slots is None:
             return False
-        row = req.kv_committed_len
-        self.rows.write((req.req_pool_idx, slice(row, row + 1)), slots.to(torch.int32))
-        self.written[int(slots[0])] = "computed too early" if wrong else self.identity(req, index)
-        req.kv_committed_len = req.kv.kv_allocated_len = row + 1
+        row = req.kv.kv_committed_len
+        self.rows.write((req.kv.req_pool_idx, slice(row, row + 1)), slots.to(torch.int32))
+        self.written[int(slots[0])] = "computed too early" if wrong else self.computed(req, index)
+        req.kv.kv_committed_len = req.kv.kv_allocated_len = row + 1
         return True
 
     def sample(self, req: Request) -> None:
@@ -284,7 +304,13 @@ class World:
             self.texts = [*self.texts[-7:], req.ids]
 
     def release(self, req: Request, *, is_insert: bool) -> None:
-        self.tree.cache_finished_req(req, is_insert, kv_len_to_handle=req.kv_committed_len)
+        rows = req.kv.kv_committed_len
+        if is_insert and not req.skip_radix_cache_insert:
+            req.done = True
+            self.tree.checkpoint(req, up_to=rows)
+        self.tree.free_kv_row(req.kv, [(req.kv.cache_protected_len, rows)])
+        self.tree.unlock(req.lock)
+        req.lock = None
         self.rows.free(req)
         self.live.remove(req)
         self.runtime.forget(req)
@@ -307,6 +333,10 @@ class World:
         self.tree.evict(EvictParams(num_tokens=wanted))
         assert self.allocator.available_size() - before >= min(wanted, possible)
 
+    def load(self) -> None:
+        """New weights."""
+        self.tree.weight_version += 1
+
     def flush(self) -> None:
         if not self.live:
             self.tree.reset()
@@ -319,7 +349,7 @@ def run_alone(world: World, req: Request, output: list[int]) -> None:
     world.resume()
     assert req in world.live
     while req.prefilling:
-        world.prefill(req, len(req.full_untruncated_fill_ids) - len(req.prefix_indices))
+        world.prefill(req, len(req.full_untruncated_fill_ids) - req.prefix_len)
         world.check()
     req.output_ids.pop()  # what the world sampled
     parsed = RequestOptions.parse(req.options)

@@ -11,10 +11,28 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sglang")
 
 from radix_world import POOL, Request, World
-from sglang.srt.mem_cache.chunk_cache import ChunkCache
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
 
 from memento_sgl.ownership import pages_of
-from memento_sgl.paged_allocator import TorchPagedAllocator
+
+
+class NoTree:
+    """What SGLang makes of its cache where prefixes are not cached: it keeps nothing."""
+
+    weight_version = 0
+
+    def __init__(self, rows: Any, allocator: Any) -> None:
+        self.req_to_token_pool, self.token_to_kv_pool_allocator = rows, allocator
+
+    def checkpoint(self, req: Any, *, up_to: int) -> None:
+        pass
+
+    def lock(self, node: Any) -> None:
+        pass
+
+    unlock = lock
+    free_kv_row = BasePrefixCache.free_kv_row
 
 
 class PagedWorld(World):
@@ -25,11 +43,8 @@ class PagedWorld(World):
         self.page = page
         self.pages = POOL // page
         pool = SimpleNamespace(move_kv_cache=self.move)
-        self.allocator = TorchPagedAllocator(POOL, page, torch.float32, "cpu", pool, False)
-        params = SimpleNamespace(
-            req_to_token_pool=self.rows, token_to_kv_pool_allocator=self.allocator, page_size=page
-        )
-        self.tree = ChunkCache(params)
+        self.allocator = PagedTokenToKVPoolAllocator(POOL, page, torch.float32, "cpu", pool, False)
+        self.tree = NoTree(self.rows, self.allocator)
         self.runtime._scheduler = SimpleNamespace(
             token_to_kv_pool_allocator=self.allocator, enable_overlap=False, device_module=torch.cpu
         )
@@ -44,14 +59,14 @@ class PagedWorld(World):
         if not self.waiting or not self.rows.free_slots:
             return
         req = self.waiting.pop(self.rng.randrange(len(self.waiting)))
-        req._refresh_fill_ids()
+        req.refresh_fill_ids()
         self.rows.alloc([req])
         self.live.append(req)
 
     def take(self, req: Request, count: int) -> Any:
-        rows = req.kv_committed_len
+        rows = req.kv.kv_committed_len
         old, new = torch.tensor([rows]), torch.tensor([rows + count])
-        row = self.rows.req_to_token[req.req_pool_idx]
+        row = self.rows.req_to_token[req.kv.req_pool_idx]
         last = row[rows - 1 : rows].to(torch.int64) if rows else torch.tensor([-1])
         if req.prefilling:
             return self.allocator.alloc_extend(old, old, new, new, last, count)
@@ -63,8 +78,8 @@ class PagedWorld(World):
     def check(self) -> None:
         owned = [self.allocator.free_pages]
         for req in self.live:
-            rows = req.kv_committed_len
-            row = self.rows.req_to_token[req.req_pool_idx, :rows].to(torch.int64)
+            rows = req.kv.kv_committed_len
+            row = self.rows.req_to_token[req.kv.req_pool_idx, :rows].to(torch.int64)
             owned.append(pages_of(row, self.page))
             right = rows - req.void_step
             for index, slot in zip(self.visible(req, right), row[:right].tolist(), strict=True):

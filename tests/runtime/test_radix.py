@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from itertools import permutations
 
 import pytest
@@ -13,13 +14,13 @@ pytest.importorskip("sglang")
 from radix_world import LETTERS, POOL, Request, World, run_alone
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from memento_sgl import serving
 from memento_sgl.errors import ConfigError
 from memento_sgl.machine import Eviction
 from memento_sgl.ownership import tree_slots
 from memento_sgl.radix_key import LONGEST, encode_point, is_block_start
-from memento_sgl.radix_tree import is_pruned
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -40,7 +41,7 @@ def test_random_interleavings(seed: int) -> None:
     world.tree.evict(EvictParams(num_tokens=POOL))
     assert world.allocator.available_size() == POOL
     assert not world.tree.root_node.children
-    assert not is_pruned(world.tree.root_node)
+    assert world.tree.evictable_size() == world.tree.protected_size() == 0
 
 
 def test_a_tree_of_finished_blocks_holds_no_slots_for_them() -> None:
@@ -59,7 +60,7 @@ def test_a_tree_of_finished_blocks_holds_no_slots_for_them() -> None:
             block = draw.choices(LETTERS, k=draw.randint(3, 15))
             output += [1, *block, 2, 3, *draw.choices(LETTERS, k=2), 4]
         run_alone(world, req, output)
-        for index in world.visible(req, req.kv_committed_len):
+        for index in world.visible(req, req.kv.kv_committed_len):
             surviving.add(world.identity(req, index))
         assert req.memento.applied == 4
         world.end(req, is_insert=True)
@@ -91,10 +92,10 @@ def test_a_retracted_request_resumes_from_what_it_left() -> None:
     world = World(3)
     req = Request(1, [5, 6, 7], {}, None)
     run_alone(world, req, [1, 5, 6, 2, 3, 7, 4, 1, 5, 6])
-    rows = req.kv_committed_len
+    rows = req.kv.kv_committed_len
     world.retract_request(req)
     world.resume()
-    assert len(req.prefix_indices) == rows - 1  # one token is always left to compute
+    assert req.prefix_len == rows - 1  # one token is always left to compute
     assert req.memento.applied == 1
     world.check()
 
@@ -124,7 +125,7 @@ def test_a_prompt_that_ends_with_a_memento_reuses_all_of_it() -> None:
     world.waiting.append(again)
     world.resume()
     assert again.memento.applied == 1
-    assert len(again.prefix_indices) == len(FINISHED) - 1 - 4
+    assert again.prefix_len == len(FINISHED) - 1 - 4
 
 
 def test_a_split_of_a_block_that_is_to_go_leaves_nothing_behind() -> None:
@@ -175,7 +176,8 @@ def test_a_shared_prefix_takes_the_highest_priority() -> None:
         req = Request(number, [5, 6, 7, 5, 5 + number], {}, None)
         req.priority = priority
         run_alone(world, req, [])
-    (shared,) = world.tree.root_node.children.values()
+    (stem,) = world.tree.root_node.children.values()
+    (shared,) = stem.children.values()
     assert len(shared.key) == 4
     assert shared.priority == 5
     assert sorted(node.priority for node in shared.children.values()) == [1, 2, 5]
@@ -200,8 +202,9 @@ def test_the_least_recently_used_goes_first() -> None:
             world.prefill(req, len(prompt))
         world.end(req, is_insert=number < 2)
     world.tree.evict(EvictParams(num_tokens=1))
-    (left,) = world.tree.root_node.children.values()
-    assert next(iter(left.key.token_ids)) == old[0]
+    (stem,) = world.tree.root_node.children.values()
+    (left,) = stem.children.values()
+    assert left.key[0] == old[0]
 
 
 def test_a_reset_forgets_revived_blocks() -> None:
@@ -213,14 +216,6 @@ def test_a_reset_forgets_revived_blocks() -> None:
     world.flush()
     world.tree.evict(EvictParams(num_tokens=1))
     world.check()
-
-
-def test_answers_stay_out_of_the_tree_where_that_is_asked_for() -> None:
-    world = World(16, disable_finished_insert=True)
-    run_alone(world, Request(1, FINISHED[:7], {}, None), [*FINISHED[7:], 6, 6])
-    world.end(world.live[0], is_insert=True)
-    world.check()
-    assert live_slots(world) == len(FINISHED[:7]) - 4
 
 
 def test_a_context_longer_than_keys_is_refused_at_launch() -> None:
@@ -268,10 +263,78 @@ def test_ranks_take_revived_blocks_in_one_order() -> None:
     assert len(revived) > 1
     assert len({node.last_access_time for node in revived}) == 1
     orders = {
-        tuple(node.id for node in sorted(order, key=world.tree._eviction_order))
+        tuple(node.id for node in sorted(order, key=world.tree._order))
         for order in permutations(revived)
     }
     assert len(orders) == 1
+
+
+def test_kv_of_other_weights_is_never_matched() -> None:
+    world = World(17, enable_kv_cache_events=True)
+    run_alone(world, Request(1, FINISHED, {}, None), [])
+    world.end(world.live[0], is_insert=True)
+    running, barred = Request(2, [*FINISHED, 6], {}, None), Request(3, [6, 6, 6], {}, None)
+    run_alone(world, running, [])
+    run_alone(world, barred, [])
+    held = world.tree.protected_size()
+    before = world.tree.take_events()
+
+    world.tree.weight_version += 1
+    world.check()
+    assert world.tree.evictable_size() == 0
+    assert world.tree.protected_size() == held
+    told = [h for event in world.tree.take_events() for h in event.block_hashes]
+    stored = [e for e in before if hasattr(e, "token_ids")]
+    assert sorted(told) == sorted(h for event in stored for h in event.block_hashes)
+
+    again = Request(4, [*FINISHED, 6], {}, None)
+    world.waiting.append(again)
+    world.resume()
+    assert again.prefix_len == 0
+    world.prefill(again, 4)
+    for req in (barred, running):  # KV of two weights: nothing of it enters the tree
+        assert world.compute(req, len(req.ids))
+        total = world.tree.total_size()
+        world.end(req, is_insert=True)
+        assert world.tree.total_size() < total
+    world.check()
+    assert {stem.namespace.version for stem in world.tree.root_node.children.values()} == {1}
+    assert not world.tree.take_events()[1:]
+
+
+def test_salts_and_extra_keys_keep_requests_apart() -> None:
+    world = World(18)
+    for number, (extra, salt) in enumerate([(None, None), ("a", None), (None, "a"), ("a", "a")]):
+        req = Request(number, [5, 6, 7, 5], {}, extra)
+        req.cache_salt = salt
+        run_alone(world, req, [])
+        world.end(req, is_insert=True)
+        assert world.hits == 0
+    assert len(world.tree.root_node.children) == 4
+
+
+@pytest.mark.parametrize(("policy", "left"), [("lru", 2), ("lfu", 1), ("slru", 1), ("fifo", 2)])
+def test_the_eviction_policy_is_the_one_asked_for(policy: str, left: int) -> None:
+    """The first prompt comes three times, the second one once and last."""
+    world = World(19, eviction_policy=policy)
+    prompts = [[5, 6, 7, 5, 5], [7, 6, 5, 5, 5]]
+    for number, which in enumerate((0, 0, 0, 1)):
+        run_alone(world, Request(number, prompts[which], {}, None), [])
+        world.end(world.live[0], is_insert=True)
+    world.tree.evict(EvictParams(num_tokens=5))
+    (stem,) = world.tree.root_node.children.values()
+    assert [node.key[0] for node in stem.children.values()] == [prompts[left - 1][0]]
+
+
+def test_a_waiting_prompt_is_kept_by_looking_at_it() -> None:
+    world = World(20)
+    for number, prompt in enumerate(([5, 6, 7, 5, 5], [7, 6, 5, 5, 5])):
+        run_alone(world, Request(number, prompt, {}, None), [])
+        world.end(world.live[0], is_insert=True)
+    world.tree.touch_prefix(RadixKey(array("q", [5, 6, 7, 5, 5, 6])))
+    world.tree.evict(EvictParams(num_tokens=5))
+    (stem,) = world.tree.root_node.children.values()
+    assert [node.key[0] for node in stem.children.values()] == [5]
 
 
 def test_events_speak_of_plain_tokens() -> None:

@@ -16,14 +16,13 @@ from memento_sgl.ownership import check_ranks
 def scheduler(rows: list[int], applied: int, free: list[int]) -> Any:
     req = SimpleNamespace(
         rid="r",
-        req_pool_idx=0,
-        kv_committed_len=len(rows),
+        kv=SimpleNamespace(req_pool_idx=0, kv_committed_len=len(rows)),
         memento=SimpleNamespace(applied=applied),
     )
     return SimpleNamespace(
         tp_cpu_group=None,
         req_to_token_pool=SimpleNamespace(req_to_token=torch.tensor([rows])),
-        token_to_kv_pool_allocator=SimpleNamespace(free_pages=torch.tensor(free)),
+        token_to_kv_pool_allocator=SimpleNamespace(get_all_free_pages=lambda: torch.tensor(free)),
         running_batch=SimpleNamespace(reqs=[req]),
         last_batch=None,
         cur_batch_for_debug=None,

@@ -27,7 +27,6 @@ class Request:
 
     is_retracted = False
     rid = "r"
-    cache_protected_len = 0
 
     def __init__(self, prompt: list[int], output: list[int], *, restart: bool, slot: int = 0):
         config = MementoConfig(
@@ -39,19 +38,19 @@ class Request:
         self.origin_input_ids, self.output_ids = array("q", prompt), array("q", output)
         self.memento = RequestState(prompt, config, MARKERS, RequestOptions())
         self.memento.observe(self.output_ids)
-        self.req_pool_idx = slot
         self.refreshed = 0
-        self.hold(torch.empty(0, dtype=torch.int64))
+        self.kv = SimpleNamespace(
+            req_pool_idx=slot, cache_protected_len=0, kv_allocated_len=0, kv_committed_len=0
+        )
 
-    def hold(self, row: Any) -> None:
-        self.prefix_indices = row
-        self.kv = SimpleNamespace(kv_allocated_len=len(row))
-        self.kv_committed_len = self.already_computed = len(row)
+    def hold(self, rows: int) -> None:
+        self.prefix_len = self.already_computed = rows
+        self.kv.kv_allocated_len = self.kv.kv_committed_len = rows
 
     def finished(self) -> bool:
         return False
 
-    def _refresh_fill_ids(self) -> None:
+    def refresh_fill_ids(self) -> None:
         self.refreshed += 1
 
 
@@ -126,17 +125,61 @@ def test_a_prefix_loses_its_span_without_a_tree(
     restart: bool, kept: list[int], freed: list[int]
 ) -> None:
     runtime, req = make_runtime(), Request(TOKENS, [], restart=restart)
-    req.hold(torch.arange(10, 15))
+    table = torch.arange(10, 18).to(torch.int32)[None]
+    tree = SimpleNamespace(req_to_token_pool=SimpleNamespace(req_to_token=table))
+    req.hold(5)
     gone: list[int] = []
     allocator = SimpleNamespace(page_size=1, free=lambda slots: gone.extend(slots.tolist()))
     assert rows_to_next_point(req) == 1
-    evict_prefix(runtime, req, allocator, None)
+    evict_prefix(runtime, req, allocator, tree)
     assert gone == []  # not before the point
-    req.hold(torch.arange(10, 16))
-    evict_prefix(runtime, req, allocator, None)
+    req.hold(6)
+    evict_prefix(runtime, req, allocator, tree)
     assert gone == freed
-    assert req.prefix_indices.tolist() == kept
     rows = len(kept)
-    assert req.kv_committed_len == req.kv.kv_allocated_len == req.already_computed == rows
+    assert table[0, :rows].tolist() == kept
+    assert req.prefix_len == rows
+    assert req.kv.kv_committed_len == req.kv.kv_allocated_len == req.already_computed == rows
     assert req.refreshed == 1
     assert rows_to_next_point(req) is None
+
+
+def test_the_automaton_rests_while_nobody_is_constrained() -> None:
+    runtime = make_runtime()
+    runtime._scheduler.model_config = SimpleNamespace(vocab_size=10)
+    runtime.offsets = torch.zeros(4, dtype=torch.int64)
+    plain, strict = (Request([9], [9], restart=False, slot=slot) for slot in (1, 2))
+    options = RequestOptions(max_block_tokens=1)
+    strict.memento = RequestState([9], runtime.config, MARKERS, options)
+
+    def place(*reqs: Request) -> None:
+        batch = SimpleNamespace(reqs=reqs)
+        for req in reqs:
+            req.cached_tokens = 0
+        runtime.place(batch)
+
+    def may_follow(slot: int, *tokens: int) -> int:
+        """How many tokens may be sampled behind these."""
+        assert runtime.automaton is not None
+        slots = torch.tensor([slot])
+        for token in tokens:
+            runtime.automaton.advance(slots, torch.tensor([token]))
+        logits = torch.zeros(1, 10)
+        runtime.automaton.constrain(slots, logits)
+        return int((logits == 0).sum())
+
+    place(plain)
+    assert runtime.automaton is None
+    place(strict)
+    assert may_follow(2, 9, MARKERS.block_start, 9) == 1
+    assert may_follow(1, 9, MARKERS.block_start, 9) == 10
+    del strict  # SGLang has forgotten it
+    assert runtime.automaton is None
+    place(plain)
+    again = Request([9], [9], restart=False, slot=1)
+    again.memento = RequestState([9], runtime.config, MARKERS, options)
+    place(again)
+    assert may_follow(1, MARKERS.block_start, 9) == 1
+    assert may_follow(2, 9, MARKERS.block_start, 9) == 10  # of the slot's earlier owner
+    runtime.forget(again)
+    assert runtime.automaton is None

@@ -43,8 +43,8 @@ def most_running(server: Served, work: list[Job]) -> tuple[int, list[dict[str, A
     with ThreadPoolExecutor(1) as background:
         answers = background.submit(server.generate_many, work, len(work))
         while not answers.done():
-            (load,) = httpx.get(f"{server.url}/get_load", timeout=60).json()
-            most = max(most, load["num_reqs"] - load["num_waiting_reqs"])
+            (load,) = server.loads()
+            most = max(most, load["num_running_reqs"])
             time.sleep(0.05)
     return most, answers.result()
 
@@ -53,8 +53,8 @@ def wait_for_tokens(server: Served, tokens: int) -> None:
     """Until requests hold so many slots."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        (load,) = httpx.get(f"{server.url}/get_load", timeout=60).json()
-        if load["num_tokens"] >= tokens:
+        (load,) = server.loads()
+        if load["num_used_tokens"] >= tokens:
             return
         time.sleep(0.02)
     raise AssertionError(f"the requests never held {tokens} tokens")

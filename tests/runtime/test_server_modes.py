@@ -9,9 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from conftest import STRICT, Served, random_jobs, verify_strict_samples
+from conftest import (
+    STRICT,
+    Served,
+    random_jobs,
+    verify_lengths_around_evictions,
+    verify_strict_samples,
+)
 from observation import observed, verify_observed
 
 pytestmark = pytest.mark.server
@@ -39,11 +44,6 @@ def retractions(answers: list[dict[str, Any]]) -> int:
     return sum(answer["meta_info"]["num_retractions"] for answer in answers)
 
 
-def load_of(server: Served) -> dict[str, Any]:
-    load: dict[str, Any] = httpx.get(f"{server.url}/get_load", timeout=30).json()[0]
-    return load
-
-
 def verify_retraction_after_evictions(server: Served, seed: int) -> None:
     """SGLang retracts the request with the shortest output. Beside a long one, that is the same one
     every three steps, before and after each of its evictions."""
@@ -51,7 +51,7 @@ def verify_retraction_after_evictions(server: Served, seed: int) -> None:
     beside = (random_jobs(1, seed)[0][0], 1200, {"enable": False})
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(server.generate_many, [beside], 1)
-        while not long.done() and not load_of(server)["num_reqs"]:
+        while not long.done() and not server.loads()[0]["num_running_reqs"]:
             time.sleep(0.05)
         answers = server.generate_many(victims, concurrency=1)
         long.result()
@@ -98,6 +98,7 @@ def test_restart_mode_with_overlap_and_forced_retraction(
     jobs = random_jobs(18, 31, {}, {"enable": False}, STRICT, longest=260)
     run = verify_observed(server, tmp_path, jobs, concurrency=8)
     assert run.changed("recomputed_tokens_total") > 0
+    verify_lengths_around_evictions(server, seed=61)  # several steps are done again each time
     verify_retraction_after_evictions(server, seed=33)
     verify_strict_samples(server, 150, seed=34)
     server.assert_all_slots_free()

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.thought import Piece, ThoughtSplitter
 
 MARKERS = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
@@ -110,9 +109,7 @@ def test_the_detector_streams_what_it_parses(
     from memento_sgl.reasoning import MementoDetector
 
     def detector() -> MementoDetector:
-        new = MementoDetector(
-            MementoConfig(), stream_reasoning=stream, force_nonempty_content=nonempty
-        )
+        new = MementoDetector(stream_reasoning=stream, force_nonempty_content=nonempty)
         new.adapt(MARKERS, show_markers=False, opened=opened)
         return new
 
