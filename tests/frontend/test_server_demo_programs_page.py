@@ -1,4 +1,4 @@
-"""The examples of docs/programs.md, run as they stand there."""
+"""The examples of docs/programs.md and the client of README.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", PAGE, re.DOTALL)
 ADDRESS = "http://127.0.0.1:30000"
 
@@ -52,6 +53,19 @@ def test_the_examples_work(server: Served, tmp_path: Path, number: int, said: st
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert len(EXAMPLES) == 4
+
+
+def test_the_readmes_client(server: Served, tmp_path: Path) -> None:
+    code, _ = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(ADDRESS, server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The total is 22.\n[{'blocks': 2, ")
 
 
 def test_the_pages_options_exist() -> None:
