@@ -148,7 +148,7 @@ def _show_platform(console: Console) -> None:
 def _check_seams(console: Console) -> bool:
     """Compare SGLang's files with the ledger; importing SGLang would take many seconds."""
     from memento_patches.guard import check_version
-    from memento_patches.ledger import LEDGER, RELIED
+    from memento_patches.ledger import LEDGER, RELIED, Relied, Seam
     from memento_patches.source import find
     from rich.markup import escape
 
@@ -164,7 +164,7 @@ def _check_seams(console: Console) -> bool:
         for line in _explained(str(error), site):
             console.print(f"[red]sglang[/]       {escape(line)}")
         return False
-    entries = [*LEDGER, *RELIED]
+    entries: list[Seam | Relied] = [*LEDGER, *RELIED]
     healthy = True
     for entry in entries:
         found = find(site, entry.target)

@@ -53,7 +53,7 @@ def command_lines(page: Path) -> list[str]:
     indented = [line[4:] for line in text.splitlines() if line.startswith("    ")]
     found = []
     for line in fenced + indented:
-        start = re.match(r"(?:echo .* \| |\$ )?(memento [a-z-]+( .*)?$)", line)
+        start = re.match(r"(?:echo .* \| |\$ )?(memento [a-z][a-z-]*( .*)?$)", line)
         if start and "..." not in line and "`" not in line:
             found.append(re.split(r" [<>|] | && |  #", start.group(1))[0])
     return found
