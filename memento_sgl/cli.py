@@ -9,6 +9,7 @@ from typing import Annotated
 import memento_frontend.commands
 import memento_frontend.commands_batch
 import memento_frontend.commands_eval
+import memento_frontend.commands_ui
 import memento_pipeline.commands
 import memento_pipeline.commands_text
 import typer
@@ -16,6 +17,7 @@ import typer
 import memento_sgl.commands
 import memento_sgl.commands_offline
 import memento_sgl.commands_trace
+import memento_sgl.commands_train
 from memento_sgl import __version__
 from memento_sgl.errors import MementoError
 
@@ -35,9 +37,11 @@ memento_sgl.commands_trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
 memento_frontend.commands_eval.register(app)
+memento_frontend.commands_ui.register(app)
 memento_sgl.commands_offline.register(app)
 memento_pipeline.commands.register(app)
 memento_pipeline.commands_text.register(app)
+memento_sgl.commands_train.register(app)
 
 
 def _show_version(wanted: bool) -> None:

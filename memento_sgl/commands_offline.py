@@ -63,7 +63,11 @@ TokenizerPath = Annotated[
 ]
 Model = Annotated[
     str | None,
-    Option("--model", help=f"Also in bytes, for {', '.join(SHAPES)}, a folder or config.json."),
+    Option(
+        "--model",
+        help=f"Also in bytes, for {', '.join(SHAPES)}, a folder or config.json. "
+        "Text needs --tokenizer for that.",
+    ),
 ]
 KvDtype = Annotated[
     str | None,
@@ -105,10 +109,14 @@ def run_simulate(
         shape = _shape(model, kv_dtype)
         replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
         keeps = _keeps(keep_last_n_blocks, replayer.config)
+        by_characters = _by_characters(tokenizer, model)
         totals = [Totals(keep) for keep in keeps]
-        out = show.Lines(shape) if as_json else show.Tables(replayer.tokenizer.name, shape, blocks)
+        name = _counted_by(replayer, by_characters)
+        out = show.Lines(name, shape) if as_json else show.Tables(name, shape, blocks)
 
         def one(trace: Trace) -> None:
+            if by_characters and trace.is_text:
+                out.no_bytes()
             tokens = replayer.tokens(trace)
             results = [simulate(replayer, tokens, keep) for keep in keeps]
             for total, result in zip(totals, results, strict=True):
@@ -144,13 +152,15 @@ def run_view(
     with _errors():
         shape = _shape(model, kv_dtype)
         replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
-        page = Page(replayer.tokenizer.name, shape)
-        bad = _each(
-            inputs,
-            limit,
-            lambda trace: page.add(drawn(trace, replayer, keep_last_n_blocks)),
-            lambda row: show.bad_row(console, row),
-        )
+        by_characters = _by_characters(tokenizer, model)
+        page = Page(_counted_by(replayer, by_characters), shape)
+
+        def one(trace: Trace) -> None:
+            if by_characters and trace.is_text:
+                page.no_bytes()
+            page.add(drawn(trace, replayer, keep_last_n_blocks))
+
+        bad = _each(inputs, limit, one, lambda row: show.bad_row(console, row))
         if page.requests:
             page.write(out)
     if not page.requests:
@@ -232,6 +242,16 @@ def _replayer(
     config = config.model_copy(update=changes)
     settled = config.for_family(list(shape.architectures) if shape else [])
     return Replayer(TextTokenizer(tokenizer or MODEL_DIR), settled)
+
+
+def _by_characters(tokenizer: Path | None, model: str | None) -> bool:
+    """Whether text is counted by the embedded model's tokenizer for want of another one: bytes of
+    a model would then be those of characters."""
+    return tokenizer is None and not (model and Path(model).resolve() == MODEL_DIR.resolve())
+
+
+def _counted_by(replayer: Replayer, by_characters: bool) -> str:
+    return replayer.tokenizer.name + (" (one per character)" if by_characters else "")
 
 
 def _keeps(text: str | None, config: MementoConfig) -> list[int]:

@@ -12,7 +12,7 @@ from memento_frontend import cli_options as o
 from memento_sgl.address import DEFAULT_URL
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 HELP = """Grade a server on questions with answers, with eviction on and off side by side.
 
@@ -59,13 +59,15 @@ def evaluate(
     concurrency: Annotated[
         int, Option("--concurrency", help="Requests at once.", min=1, rich_help_panel=o.SERVER)
     ] = 16,
-    temperature: Annotated[float, Option("--temperature", min=0.0, rich_help_panel=SAMPLING)] = 0.6,
-    top_p: Annotated[float, Option("--top-p", min=0.0, max=1.0, rich_help_panel=SAMPLING)] = 0.95,
+    temperature: Annotated[
+        float, Option("--temperature", min=0.0, rich_help_panel=o.SAMPLING)
+    ] = 0.6,
+    top_p: Annotated[float, Option("--top-p", min=0.0, max=1.0, rich_help_panel=o.SAMPLING)] = 0.95,
     top_k: Annotated[
-        int, Option("--top-k", help="0: not sent.", min=0, rich_help_panel=SAMPLING)
+        int, Option("--top-k", help="0: not sent.", min=0, rich_help_panel=o.SAMPLING)
     ] = 20,
     max_tokens: Annotated[
-        int, Option("--max-tokens", help="Thought and answer.", min=1, rich_help_panel=SAMPLING)
+        int, Option("--max-tokens", help="Thought and answer.", min=1, rich_help_panel=o.SAMPLING)
     ] = 32768,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask those again.")] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no table.")] = False,
@@ -83,7 +85,7 @@ def _run(values: dict[str, Any]) -> int:
 
     say = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        return _evaluate(values, say)
+        return _evaluate(values)
     except KeyboardInterrupt:
         say.print("interrupted: give the same command to go on")
         return 130
@@ -94,11 +96,10 @@ def _run(values: dict[str, Any]) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _evaluate(values: dict[str, Any], say: Console) -> int:
+def _evaluate(values: dict[str, Any]) -> int:
     import json
 
     from rich.console import Console
-    from rich.markup import escape
 
     from memento_frontend.evaluation.questions import read_questions
     from memento_frontend.evaluation.run import Arm, EvalSettings, evaluate
@@ -139,7 +140,7 @@ def _evaluate(values: dict[str, Any], say: Console) -> int:
         values["html"].write_text(page(title, found, settings.samples), encoding="utf-8")
     if not values["quiet"]:
         Console().print(table(found, settings.samples))
-        say.print(f"attempts: {escape(str(out))}, figures: {escape(str(summary))}")
+        print(f"attempts: {out}, figures: {summary}")
     return 3 if any(arm.failed for arm in found.values()) else 0
 
 

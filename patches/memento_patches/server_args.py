@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from memento_patches.plugin import install
 from memento_sgl.errors import MementoError
 from memento_sgl.serving import (
     NO_PARSER,
@@ -35,6 +36,8 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
         server_args = original(cls, args)
         if config is not None:
             enable(server_args, config)
+            if config.page:
+                install("page")
     except MementoError as error:
         raise SystemExit(f"memento: {error}") from None
     return server_args
