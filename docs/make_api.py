@@ -32,7 +32,7 @@ MODULES = {
 HEAD = """# Python interface
 
 Made from the docstrings by `python docs/make_api.py`; a test fails where it is not up to date.
-Names that begin with an underscore, and modules that are not listed here, may change without notice.
+Names that begin with an underscore, and modules that are not listed, may change without notice.
 """
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
