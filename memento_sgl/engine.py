@@ -9,6 +9,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.environment import has_accelerator
 from memento_sgl.errors import ConfigError
 from memento_sgl.serving import enable, required_arguments
 
@@ -38,6 +39,8 @@ class Engine(SglEngine):  # type: ignore[misc]
         if not config.enable:
             raise ConfigError("memento_sgl.Engine evicts: use sglang.Engine for a stock engine")
         load_plugins()
+        if kwargs.get("device") is None and not has_accelerator():
+            kwargs["device"] = "cpu"  # SGLang itself does not find this platform's device
         required = required_arguments(config, kwargs)
         server_args = ServerArgs(**{"log_level": "error", **kwargs, **required})
         enable(server_args, config)

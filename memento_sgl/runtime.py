@@ -17,6 +17,7 @@ from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
+from memento_sgl.pacing import Pacing
 from memento_sgl.request import RequestState, Settings, options_of
 from memento_sgl.staging import staged
 from memento_sgl.watch import Observers, Watch, observers_of
@@ -41,6 +42,7 @@ class Runtime:
         constrained: requests with constrained emission that hold a row; they leave this set by
             themselves when SGLang forgets them.
         observers: metrics, traces and debug lines; None: nobody wants to know.
+        pacing: lets decode steps run between the segments of a prompt.
         rhythm: what finished blocks were like, for admission.
         retry: when an eviction may let another request in.
         forecast: what running and admitted requests will hold, while a prefill batch is put
@@ -61,6 +63,7 @@ class Runtime:
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
         self.retry = Retry()
+        self.pacing = Pacing()
         self.forecast: Forecast | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None

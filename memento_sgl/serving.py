@@ -163,8 +163,9 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     if config.trace_dir:
         config = config.model_copy(update={"trace_dir": str(check_folder(config.trace_dir))})
     tokenizer = _tokenizer(server_args)
-    markers = resolve_markers(config, tokenizer)
-    structure = resolve_structure(tokenizer, _ends(model, tokenizer))
+    vocabulary = model.vocab_size
+    markers = resolve_markers(config, tokenizer, vocabulary)
+    structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:
         logger.warning("memento: attention backend %s has not been checked for exactness", backend)

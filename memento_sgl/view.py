@@ -22,7 +22,6 @@ from memento_sgl.simulate import Replayer, block_lines
 from memento_sgl.simulate_show import size
 from memento_sgl.trace_formats import Trace
 
-MOST_SHOWN = 12
 """Requests on a page unless asked for more."""
 
 
@@ -46,6 +45,10 @@ class Page:
         self.requests: list[dict[str, Any]] = []
         self._tokenizer = tokenizer
         self._shape = shape
+
+    def no_bytes(self) -> None:
+        """Tokens are characters: no figure is given in bytes."""
+        self._shape = None
 
     def add(self, request: dict[str, Any]) -> None:
         self.requests.append(request)

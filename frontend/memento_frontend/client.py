@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 import openai
 
+from memento_sgl.address import api_root, server_root
 from memento_sgl.config import MementoConfig
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError, ServerError
@@ -59,9 +60,7 @@ class Client:
 
     def __init__(self, question: Question) -> None:
         self.question = question
-        self._url = question.base_url.rstrip("/").removesuffix("/chat/completions")
-        if not self._url.startswith(("http://", "https://")):
-            raise ConfigError(f"--base-url {question.base_url!r}: expected http://HOST:PORT/v1")
+        self._url = api_root(question.base_url)
         self._key = key_of(question.key_env) or "none"
         self._openai = openai.OpenAI(base_url=self._url, api_key=self._key)
 
@@ -78,7 +77,7 @@ class Client:
 
     def server_options(self) -> MementoConfig | None:
         """The options of a Memento server; None where the server tells none."""
-        address = f"{self._url.removesuffix('/v1')}/server_info"
+        address = f"{server_root(self._url)}/server_info"
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
             info = httpx.get(address, headers=headers, timeout=10).json()

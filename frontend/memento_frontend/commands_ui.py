@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from memento_frontend.commands import DEFAULT_URL, BaseUrl, KeyEnv, Model
+from memento_frontend.cli_options import BaseUrl, KeyEnv
+from memento_frontend.commands import Model
+from memento_sgl.address import DEFAULT_URL
 
 DEFAULT_PORT = 30010
 

@@ -176,13 +176,19 @@ def main(
     steps2: int = typer.Option(5000, help="Steps of stage 2."),
     threads: int = typer.Option(2, help="CPU threads."),
     resume: bool = typer.Option(False, help="Take stage 1 from OUT/stage1 if it is there."),
+    start: Path | None = typer.Option(
+        None, help="Only stage 2, from this checkpoint: for another wording of the question."
+    ),
 ) -> None:
     """Train the embedded model and write the checkpoint with its training record."""
     torch.manual_seed(SEED)
     torch.set_num_threads(threads)
     tokenizer = build_tokenizer()
     first = out / "stage1"
-    if resume and (first / "training.json").is_file():
+    if start is not None:
+        model = Qwen3ForCausalLM.from_pretrained(start, dtype=torch.float32)
+        record = json.loads((start / "training.json").read_text())
+    elif resume and (first / "training.json").is_file():
         model = Qwen3ForCausalLM.from_pretrained(first, dtype=torch.float32)
         record = json.loads((first / "training.json").read_text())
     else:

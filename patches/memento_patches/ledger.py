@@ -62,6 +62,7 @@ _PROCESSOR = (
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -92,11 +93,20 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="93ad4787d25f76ee",
     ),
     Seam(
-        target=f"{_TOKENIZER}._create_tokenized_object",
-        kind="BEFORE",
-        hook="tokenizer_manager:check_request",
+        target=f"{_TOKENIZER}.generate_request",
+        kind="AROUND",
+        hook="door:check_call",
         role="frontend",
-        why="answer 400 to bad per-request options",
+        why="answer 400 to calls that would end the server, before requests are built of them",
+        retire="a request validation hook",
+        fingerprint="21bc72224c6ac4e4",
+    ),
+    Seam(
+        target=f"{_TOKENIZER}._create_tokenized_object",
+        kind="AFTER",
+        hook="door:check_tokenized",
+        role="frontend",
+        why="answer 400 to bad options, and to what would end the scheduler",
         retire="a request validation hook",
         fingerprint="686ca460c80fadab",
     ),
@@ -208,6 +218,15 @@ LEDGER: tuple[Seam, ...] = (
         why="evict before memory is checked and the next decode step is prepared",
         retire="a scheduler callback before decode",
         fingerprint="423efd2207bcaef1",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}._should_defer_prefill",
+        kind="AFTER",
+        hook="scheduler:between_segments",
+        role="scheduler",
+        why="decode steps of other requests run between the segments of a prompt",
+        retire="a prefill interval that a prefill policy can set",
+        fingerprint="ed4f8b727d43049c",
     ),
     Seam(
         target=f"{_SCHEDULER}._reqs_finishing_inflight",
@@ -353,6 +372,78 @@ LEDGER: tuple[Seam, ...] = (
         retire="mask functions on the base class of grammar backends",
         fingerprint="6996b9d6ed4c1f93",
     ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_disk",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b67dc2a5cf3170ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_distributed",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b059149de4f9db82",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_tensor",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="a4090c8ac4ac997e",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_ipc",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="95b259ffd946a8ac",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.end_weight_update",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights may have been written from outside meanwhile (RDMA)",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="7cd4623a8689f548",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.resume_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights or KV come back without their content",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="363929aa4d9ef3a4",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.release_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_release",
+        role="scheduler",
+        why="on a CPU it would end the server of a torch that was built with CUDA",
+        retire="a wait for the device in use upstream",
+        fingerprint="ca8fd1908a792450",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.check_weights",
+        kind="AROUND",
+        hook="weights:around_check",
+        role="scheduler",
+        why="one of its actions overwrites the weights",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="2c88eb372020a5bd",
+    ),
 )
 
 RELIED: tuple[Relied, ...] = (
@@ -425,6 +516,16 @@ RELIED: tuple[Relied, ...] = (
         target="sglang.srt.managers.overlap_utils.resolve_forward_inputs",
         what="the next input token is read from `output_tokens_buf`",
         fingerprint="961cfa7af7ccd2a6",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.pause_generation",
+        what="the step in flight is processed before requests are retracted, or kept in place",
+        fingerprint="c6c55b22c6b4242b",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.flush_cache",
+        what="the tree is reset only while no request holds a row",
+        fingerprint="c34e3f6a3309557f",
     ),
     Relied(
         target="sglang.srt.mem_cache.common.release_kv_cache",

@@ -15,10 +15,12 @@ from memento_sgl.serving import (
     enable,
     required_arguments,
 )
+from memento_sgl.sglang_flags import full_names_only
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
+    full_names_only(parser)
     action = parser._option_string_actions["--reasoning-parser"]
     action.choices = [*(action.choices or ()), NO_PARSER]
     action.help = f"{action.help} With --enable-memento the default is memento; none: no parser."

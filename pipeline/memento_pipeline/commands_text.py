@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
 
 VALIDATE_HELP = """Check training rows: whole blocks, each with its memento, nothing stray.
@@ -49,7 +47,7 @@ are, one shard at a time. DST must not exist or be empty; SRC is never changed.
 
     memento init-model Qwen3-8B Qwen3-8B-Memento
 
-    memento init-model ./llama ./llama-memento --template memento --seed 7
+    memento init-model ./llama ./llama-memento --chat-template memento --seed 7
 
 Exit code: 0 written, 2 it cannot be done (the message says why).
 """
@@ -64,6 +62,9 @@ def validate(
     most: Annotated[int, Option("--most", help="Problems to print.", min=0)] = MOST_PROBLEMS,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.convert import Exit
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.validate import validate_files
@@ -98,6 +99,9 @@ def report(
     out: Annotated[Path | None, Option("--out", "-o", help="Default: DIR/report.html.")] = None,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.report import write_report
 
@@ -111,12 +115,15 @@ def init_model(
     source: Annotated[Path, Argument(metavar="SRC", help="Checkpoint folder.")],
     target: Annotated[Path, Argument(metavar="DST", help="New or empty folder.")],
     template: Annotated[
-        str, Option("--template", help="Chat template: memento_nosys, memento or a file.")
+        str, Option("--chat-template", help="Chat template: memento_nosys, memento or a file.")
     ] = "memento_nosys",
     seed: Annotated[int, Option("--seed", help="Of the noise.", min=0)] = 0,
     noise: Annotated[float, Option("--noise", help="Standard deviation.", min=0.0)] = 0.01,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.init_model import init_model as initialise
 

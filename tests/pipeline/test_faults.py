@@ -27,7 +27,7 @@ def faultless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict
     with serving() as server:
         outcome = run(options(folder / "out", traces, server.url, **PATIENT))
     assert outcome.counts == {"ok": TRACES, "rejected": 0}
-    assert set(server.calls) == {"all", "score", "summarize", "judge", "refine"}
+    assert set(server.calls) == {"all", "score", "summarize", "review", "judge"}
     rows = result_of(folder / "out")
     scores = {attempt["judge_score"] for row in rows for attempt in histories(row)}
     assert scores == {10.0, 7.0}  # some passed, some did not

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memento_sgl.config import Limits, MementoConfig, RequestOptions
+from memento_sgl.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
 from memento_sgl.markers import MarkerIds, resolve_markers
 from memento_sgl.request import Settings, check_options
@@ -54,6 +54,31 @@ def test_bad_configs(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match="memento config") as caught:
         MementoConfig.parse(text)
     assert message in str(caught.value)
+
+
+INTEGERS = [name for name, field in MementoConfig.model_fields.items() if field.annotation is int]
+
+
+@pytest.mark.parametrize("option", INTEGERS)
+def test_every_integer_option_is_bounded(option: str) -> None:
+    """An error before the model loads, with the option, the value and what it may be."""
+    needs = {"constrain": "strict"} if option != "trace_files" else {"trace_dir": "x"}
+    assert MementoConfig.parse(needs | {option: LARGEST})
+    for value in (LARGEST + 1, 1 << 63):
+        with pytest.raises(ConfigError, match=f"{option}: .* equal to {LARGEST}, not {value}"):
+            MementoConfig.parse(needs | {option: value})
+        with pytest.raises(ConfigError, match=f"{option}: .* equal to {LARGEST}, not {value}"):
+            parsed("--enable-memento", f"--memento-{option.replace('_', '-')}", str(value))
+
+
+def test_marker_ids_are_compared_with_the_vocabulary() -> None:
+    ids = {f"{name}_token": str(number) for number, name in enumerate(MarkerIds._fields, 90)}
+    config = MementoConfig(enable=True, **ids)
+    assert resolve_markers(config, None, 99).think_end == 98
+    with pytest.raises(MarkerError, match=r"think_end_token='98' is token id 98, .* ends at 97"):
+        resolve_markers(config, None, 98)
+    with pytest.raises(MarkerError, match="block_end_token is a token id of 5000 digits"):
+        resolve_markers(config.model_copy(update={"block_end_token": "9" * 5000}), None)
 
 
 def test_the_model_family_settles_the_delimiters() -> None:

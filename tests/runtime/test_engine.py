@@ -1,4 +1,4 @@
-"""`memento_sgl.Engine` offline, and `memento doctor`."""
+"""`memento_sgl.Engine` offline."""
 
 from __future__ import annotations
 
@@ -124,31 +124,3 @@ def test_bad_options_raise_before_anything_starts() -> None:
         memento_sgl.Engine(model_path="none", memento={"keep": 1})
     with pytest.raises(ConfigError, match=r"use sglang\.Engine"):
         memento_sgl.Engine(model_path="none", memento={"enable": False})
-
-
-def test_doctor() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "memento_sgl.cli", "doctor"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "sglang      0.5.23" in done.stdout
-    assert "ready to serve" in done.stdout
-
-
-def test_doctor_names_what_has_changed() -> None:
-    code = (
-        "import dataclasses, memento_patches.ledger as l\n"
-        "l.LEDGER = (dataclasses.replace(l.LEDGER[0], fingerprint='0' * 16), *l.LEDGER[1:])\n"
-        "from memento_sgl.cli import main\n"
-        "import sys; sys.argv = ['memento', 'doctor']; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 1
-    assert "add_cli_args has changed" in done.stdout.replace("\n", " ")
-    assert "not ready to serve" in done.stdout
