@@ -115,6 +115,9 @@ class MementoConfig(BaseModel):
         description="admission reserves what a request will hold after its evictions; false: all "
         "that it may write, as SGLang does",
     )
+    page: bool = Field(
+        True, description="the HTTP server has a page at /memento, to watch the model think"
+    )
     debug: bool = Field(False, description="log one line per block event")
     trace_dir: str = Field(
         "", description="write one file per finished request into this folder; empty: none"
@@ -308,10 +311,10 @@ def _load_object(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
             raise ConfigError(
-                f"memento config: neither a JSON object nor a readable file: {text!r} "
-                f"({error.strerror})"
+                f"memento config: neither a JSON object nor a readable file: {text!r} ({reason})"
             ) from None
     try:
         data = json.loads(text)

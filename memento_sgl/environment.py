@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from memento_sgl.errors import ConfigError
+
+# NVIDIA, the same under WSL, AMD, Intel. Accelerators of other makers have plugins of their own.
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
 
 
 def check_slots() -> bool:
@@ -15,6 +20,29 @@ def check_slots() -> bool:
 def secret(name: str) -> str | None:
     """The API key in the variable that the user named; None when it is unset or empty."""
     return os.environ.get(name) or None
+
+
+def base_url() -> str | None:
+    """`MEMENTO_BASE_URL`: the server that commands ask; None when it is unset or empty."""
+    return os.environ.get("MEMENTO_BASE_URL") or None
+
+
+def config_path() -> tuple[Path | None, Path]:
+    """The configuration file that `MEMENTO_CONFIG` names, if any, and the one used otherwise."""
+    named = os.environ.get("MEMENTO_CONFIG")
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(named) if named else None, Path(folder) / "memento" / "config.toml"
+
+
+def hub_is_offline() -> bool:
+    """Whether Hugging Face's libraries are told not to use the network."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def other_hub() -> bool:
+    """Whether SGLang fetches checkpoints from ModelScope instead of Hugging Face."""
+    return os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in ("1", "true")
 
 
 def excluded_from_sglang() -> str | None:
@@ -40,7 +68,10 @@ def extensions_folder() -> str:
 
 
 def has_accelerator() -> bool:
-    """Whether PyTorch sees a device other than the CPU."""
+    """Whether PyTorch sees a device other than the CPU. Not asked where there cannot be one: its
+    import takes seconds."""
+    if sys.platform == "linux" and not any(Path(name).exists() for name in DEVICE_FILES):
+        return False
     import torch
 
     return any(backend.is_available() for backend in (torch.cuda, torch.xpu, torch.backends.mps))

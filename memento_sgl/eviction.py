@@ -66,6 +66,7 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     if not edits:
         return
     edit_rows(runtime, batch, edits)
+    runtime.evictions += len(edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
@@ -161,6 +162,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
     state.apply()
+    runtime.evictions += 1
     row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
     own = _leave_tree(req, start, end, tree)
     length = start + keep_end - end

@@ -181,8 +181,14 @@ def sdpa_mask(fields: MaskFields, device: str | torch.device = "cpu") -> torch.T
     """
     import torch
 
-    hidden_from = torch.from_numpy(fields.hidden_from).to(device)
-    entries = torch.arange(len(fields), dtype=torch.int32, device=device)
+    return sdpa_mask_of(torch.from_numpy(fields.hidden_from).to(device))
+
+
+def sdpa_mask_of(hidden_from: torch.Tensor) -> torch.Tensor:
+    """The same from `hidden_from` alone, int `[U]`, on its device."""
+    import torch
+
+    entries = torch.arange(len(hidden_from), device=hidden_from.device)
     queries = entries[:, None]
     return ((entries[None] <= queries) & (queries < hidden_from[None]))[None, None]
 
@@ -192,42 +198,51 @@ def flex_mask(
 ) -> BlockMask:
     """The mask for FlexAttention. Only tiles are looked at, never `U x U` entries."""
     import torch
-    from torch.nn.attention.flex_attention import BlockMask
 
-    hidden_from = torch.from_numpy(fields.hidden_from).to(device)
+    return flex_mask_of(torch.from_numpy(fields.hidden_from).to(device), block_size=block_size)
+
+
+def flex_mask_of(hidden_from: torch.Tensor, *, block_size: int = 128) -> BlockMask:
+    """The same from `hidden_from` alone, int `[U]`, on its device."""
+    from torch.nn.attention.flex_attention import BlockMask
 
     def visible(
         batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
         return (key <= query) & (query < hidden_from[key])
 
-    some, full = tiles(fields, block_size)
-    partial_tiles, full_tiles = (
-        _columns(torch.from_numpy(tile_set).to(device)) for tile_set in (some & ~full, full)
-    )
+    length = len(hidden_from)
+    some, full = _tiles(hidden_from, block_size)
     return BlockMask.from_kv_blocks(
-        *partial_tiles,
-        *full_tiles,
+        *_columns(some & ~full),
+        *_columns(full),
         BLOCK_SIZE=block_size,
         mask_mod=visible,
-        seq_lengths=(len(fields), len(fields)),
+        seq_lengths=(length, length),
     )
 
 
 def tiles(fields: MaskFields, block_size: int = 128) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Tiles that hold a visible pair, and those that hold nothing else; bool `[n, n]`, row = query.
+    """Tiles with a visible pair, and those with nothing else; bool `[n, n]`, row = query."""
+    import torch
 
-    Key k is seen by the queries of `[k, hidden_from[k])`, so the largest and the smallest end of a
-    tile's keys decide.
-    """
-    count = -(-len(fields) // block_size)
-    padded = np.zeros(count * block_size, dtype=np.int64)
-    padded[: len(fields)] = fields.hidden_from
-    ends = padded.reshape(count, block_size)
-    first = np.arange(count)[:, None] * block_size  # first query of a row of tiles
-    below = np.tri(count, dtype=np.bool_)
-    some = below & (ends.max(1)[None] > first)
-    full = np.tri(count, k=-1, dtype=np.bool_) & (ends.min(1)[None] >= first + block_size)
+    some, full = _tiles(torch.from_numpy(fields.hidden_from), block_size)
+    return some.numpy(), full.numpy()
+
+
+def _tiles(hidden_from: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Key k is seen by the queries of `[k, hidden_from[k])`, so the largest and the smallest end of
+    a tile's keys decide."""
+    import torch
+
+    count = -(-len(hidden_from) // block_size)
+    ends = hidden_from.new_zeros(count * block_size)
+    ends[: len(hidden_from)] = hidden_from
+    ends = ends.view(count, block_size)
+    rows = torch.arange(count, device=ends.device)
+    first = rows[:, None] * block_size  # first query of a row of tiles
+    some = (rows[None] <= rows[:, None]) & (ends.amax(1)[None] > first)
+    full = (rows[None] < rows[:, None]) & (ends.amin(1)[None] >= first + block_size)
     return some, full
 
 

@@ -9,7 +9,8 @@ is unrolled: the recomputed tokens appear a second time, at the same positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -150,6 +151,33 @@ def check_greedy(
 
     An output without mismatches is exactly what `generate` gives.
     """
+    return compare_greedy(
+        partial(masked_logits, model),
+        prompt,
+        output,
+        config,
+        markers,
+        assistant_start=assistant_start,
+        structure=structure,
+    )
+
+
+def compare_greedy(
+    logits_of: Callable[[Sequence[int], Sequence[Eviction]], torch.Tensor],
+    prompt: Sequence[int],
+    output: Sequence[int],
+    config: MementoConfig,
+    markers: MarkerIds,
+    *,
+    assistant_start: int | None = None,
+    structure: Structure = NO_STRUCTURE,
+) -> list[Mismatch]:
+    """Compare an output with greedy choices from logits made elsewhere.
+
+    Args:
+        logits_of: gives float `[T, vocabulary]` for T tokens and their evictions, as
+            `masked_logits` does for one model.
+    """
     tokens = [*prompt, *output]
     start = section_start_of(list(prompt), config, markers, assistant_start)
     machine = BlockMachine(markers, config, section_start=start)
@@ -158,7 +186,7 @@ def check_greedy(
     for index in range(len(prompt), len(tokens)):
         allowed.append(permitted(machine, index, config, markers, structure))
         machine.feed_all([tokens[index]], start=index)
-    logits = masked_logits(model, tokens, machine.evictions)
+    logits = logits_of(tokens, machine.evictions)
     special = special_tokens(markers, structure)
     wrong = []
     for index, may in enumerate(allowed, len(prompt)):

@@ -17,6 +17,7 @@ from memento_sgl.automaton import EmissionAutomaton
 from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
+from memento_sgl.pacing import Pacing
 from memento_sgl.request import (
     RequestState,
     Settings,
@@ -41,11 +42,13 @@ class Runtime:
         voided: requests with decode results to come that must be ignored.
         replaying: requests whose next decode step reads a token that was read before.
         reread: requests whose step being prepared must not count for penalties: a later one does.
+        evictions: spans that left a row so far, those replayed after a retraction included.
         evicting: false until the first eviction of the process, so that traffic without blocks
             pays nothing for positions.
         constrained: requests with constrained emission that hold a row; they leave this set by
             themselves when SGLang forgets them.
         observers: metrics, traces and debug lines; None: nobody wants to know.
+        pacing: lets decode steps run between the segments of a prompt.
         rhythm: what finished blocks were like, for admission.
         retry: when an eviction may let another request in.
         forecast: what running and admitted requests will hold, while a prefill batch is put
@@ -59,12 +62,14 @@ class Runtime:
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
         self.reread: set[Any] = set()
+        self.evictions = 0
         self.evicting = False
         self.constrained: WeakSet[Any] = WeakSet()
         self._automaton: EmissionAutomaton | None = None
         self.observers: Observers | None = None
         self.rhythm = Rhythm()
         self.retry = Retry()
+        self.pacing = Pacing()
         self.forecast: Forecast | None = None
         self.offsets = torch.empty(0)
         self._scheduler: Any = None

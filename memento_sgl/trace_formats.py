@@ -45,6 +45,11 @@ class Trace:
     length: int | None = None
     blocks: tuple[Block, ...] = ()
 
+    @property
+    def is_text(self) -> bool:
+        """Whether the number of its tokens depends on the tokenizer."""
+        return isinstance(self.prompt, str) or isinstance(self.output, str)
+
 
 class Format(NamedTuple):
     """A shape of JSON objects: those that have all of `keys`."""

@@ -21,6 +21,8 @@ import pytest
 # Float32 sums in another order differ by less; a token that saw wrong KV is off by far more. The
 # check is teacher-forced, so what follows a tie is verified too.
 TIE = 5e-4
+os.environ["MEMENTO_CONFIG"] = os.devnull  # not the user's own
+os.environ.pop("MEMENTO_BASE_URL", None)
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
@@ -47,6 +49,7 @@ class Served:
     markers: Any
     structure: Any
     log: Path
+    folder: Path
     tie: float = TIE
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -133,6 +136,12 @@ class Served:
         loads = httpx.get(f"{self.url}/v1/loads", timeout=60).raise_for_status().json()["loads"]
         assert loads
         return loads
+
+    def wait_until_busy(self) -> None:
+        """Until a request holds KV slots."""
+        deadline = time.monotonic() + 60
+        while not any(load["num_used_tokens"] for load in self.loads()):
+            assert time.monotonic() < deadline
 
     def assert_all_slots_free(self) -> None:
         """Nothing runs, nothing waits, no KV slot is in use."""
@@ -312,8 +321,14 @@ def serve(
             markers=resolve_markers(settled, tokenizer),
             structure=resolve_structure(tokenizer, {tokenizer.eos_token_id}),
             log=log,
+            folder=folder,
         )
         return current[name]
 
     with stack:
         yield get
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, default=10.0, help="length of tests/soak.py")
+    parser.addoption("--soak-seed", type=int, default=0, help="random choices of tests/soak.py")

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 import openai
 
+from memento_sgl.address import api_root, server_root
 from memento_sgl.config import MementoConfig
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError, ServerError
@@ -59,13 +60,8 @@ class Client:
 
     def __init__(self, question: Question) -> None:
         self.question = question
-        self._url = question.base_url.rstrip("/").removesuffix("/chat/completions")
-        if not self._url.startswith(("http://", "https://")):
-            raise ConfigError(f"--base-url {question.base_url!r}: expected http://HOST:PORT/v1")
-        key = secret(question.key_env or DEFAULT_KEY_ENV)
-        if key is None and question.key_env is not None:
-            raise ConfigError(f"the environment variable {question.key_env} holds no API key")
-        self._key = key or "none"
+        self._url = api_root(question.base_url)
+        self._key = key_of(question.key_env) or "none"
         self._openai = openai.OpenAI(base_url=self._url, api_key=self._key)
 
     def connect(self) -> None:
@@ -81,15 +77,13 @@ class Client:
 
     def server_options(self) -> MementoConfig | None:
         """The options of a Memento server; None where the server tells none."""
-        address = f"{self._url.removesuffix('/v1')}/server_info"
+        address = f"{server_root(self._url)}/server_info"
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
-            answer = httpx.get(address, headers=headers, timeout=10)
-            told = answer.json()["internal_states"][0]["_memento"][0]
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+            info = httpx.get(address, headers=headers, timeout=10).json()
+        except (httpx.HTTPError, ValueError):
             return None  # not one of ours: then evictions are not known before the end
-        known = {name: told[name] for name in MementoConfig.model_fields if name in told}
-        return MementoConfig.parse(known)
+        return told_options(info)
 
     def stream(self) -> Generator[Any, None, None]:
         """The chunks of the answer, as soon as the server sends them."""
@@ -164,6 +158,28 @@ class Client:
             ) from None
         except (openai.APIError, httpx.HTTPError) as error:
             raise ServerError(f"{self._url} broke the answer off: {error}") from None
+
+
+def key_of(variable: str | None) -> str | None:
+    """The API key in the variable that the user named, or in `MEMENTO_API_KEY`.
+
+    Raises:
+        ConfigError: the named one holds none.
+    """
+    key = secret(variable or DEFAULT_KEY_ENV)
+    if key is None and variable is not None:
+        raise ConfigError(f"the environment variable {variable} holds no API key")
+    return key
+
+
+def told_options(server_info: Any) -> MementoConfig | None:
+    """A Memento server's options in what `/server_info` answered; None: it is none."""
+    try:
+        told = server_info["internal_states"][0]["_memento"][0]
+        known = {name: told[name] for name in MementoConfig.model_fields if name in told}
+    except (KeyError, IndexError, TypeError):
+        return None
+    return MementoConfig.parse(known)
 
 
 def _without_extra(

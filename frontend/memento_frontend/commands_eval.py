@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
+
+from memento_frontend import cli_options as o
+from memento_sgl.address import DEFAULT_URL
+
+if TYPE_CHECKING:
+    pass
 
 HELP = """Grade a server on questions with answers, with eviction on and off side by side.
 
@@ -29,9 +33,7 @@ The sampling defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20, 32
 Exit code: 0 done, 1 the server cannot be used, 2 usage, 3 some requests failed, 5 stopped early,
 6 the output is in use, damaged or made with other settings, 130 interrupted.
 """
-DEFAULT_URL = "http://127.0.0.1:30000"
-SERVER = "Server"
-SAMPLING = "Sampling"
+SAMPLING = "Sampling (default: the paper's)"
 
 
 def evaluate(
@@ -49,30 +51,23 @@ def evaluate(
     ] = None,
     seed: Annotated[int, Option("--seed", help="Of shuffled options and the bootstrap.")] = 0,
     html: Annotated[Path | None, Option("--html", help="Also write this page.")] = None,
-    base_url: Annotated[
-        str, Option("--base-url", help="Of the server.", rich_help_panel=SERVER)
-    ] = DEFAULT_URL,
+    base_url: o.BaseUrl = DEFAULT_URL,
     model: Annotated[
-        str | None, Option("--model", help="Default: the only one.", rich_help_panel=SERVER)
+        str | None, Option("--model", help="Default: the only one.", rich_help_panel=o.SERVER)
     ] = None,
-    api_key_env: Annotated[
-        str | None,
-        Option(
-            "--api-key-env",
-            help="NAME of the variable that holds the key; default MEMENTO_API_KEY.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    api_key_env: o.KeyEnv = None,
     concurrency: Annotated[
-        int, Option("--concurrency", help="Requests at once.", min=1, rich_help_panel=SERVER)
+        int, Option("--concurrency", help="Requests at once.", min=1, rich_help_panel=o.SERVER)
     ] = 16,
-    temperature: Annotated[float, Option("--temperature", min=0.0, rich_help_panel=SAMPLING)] = 0.6,
-    top_p: Annotated[float, Option("--top-p", min=0.0, max=1.0, rich_help_panel=SAMPLING)] = 0.95,
+    temperature: Annotated[
+        float, Option("--temperature", min=0.0, rich_help_panel=o.SAMPLING)
+    ] = 0.6,
+    top_p: Annotated[float, Option("--top-p", min=0.0, max=1.0, rich_help_panel=o.SAMPLING)] = 0.95,
     top_k: Annotated[
-        int, Option("--top-k", help="0: not sent.", min=0, rich_help_panel=SAMPLING)
+        int, Option("--top-k", help="0: not sent.", min=0, rich_help_panel=o.SAMPLING)
     ] = 20,
     max_tokens: Annotated[
-        int, Option("--max-tokens", help="Thought and answer.", min=1, rich_help_panel=SAMPLING)
+        int, Option("--max-tokens", help="Thought and answer.", min=1, rich_help_panel=o.SAMPLING)
     ] = 32768,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask those again.")] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no table.")] = False,
@@ -83,11 +78,14 @@ def evaluate(
 
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_sgl.errors import MementoError, StoppedError, StoreError
 
     say = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        return _evaluate(values, say)
+        return _evaluate(values)
     except KeyboardInterrupt:
         say.print("interrupted: give the same command to go on")
         return 130
@@ -98,8 +96,10 @@ def _run(values: dict[str, Any]) -> int:
         return 2 if isinstance(error, ValueError) else 1
 
 
-def _evaluate(values: dict[str, Any], say: Console) -> int:
+def _evaluate(values: dict[str, Any]) -> int:
     import json
+
+    from rich.console import Console
 
     from memento_frontend.evaluation.questions import read_questions
     from memento_frontend.evaluation.run import Arm, EvalSettings, evaluate
@@ -140,7 +140,7 @@ def _evaluate(values: dict[str, Any], say: Console) -> int:
         values["html"].write_text(page(title, found, settings.samples), encoding="utf-8")
     if not values["quiet"]:
         Console().print(table(found, settings.samples))
-        say.print(f"attempts: {escape(str(out))}, figures: {escape(str(summary))}")
+        print(f"attempts: {out}, figures: {summary}")
     return 3 if any(arm.failed for arm in found.values()) else 0
 
 

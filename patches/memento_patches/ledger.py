@@ -4,6 +4,7 @@
 
 `role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
 parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
+`page` goes with `frontend` where that process serves HTTP, unless the page is turned off.
 `python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint;
 `python -m memento_patches.compare` compares two installed versions.
 """
@@ -32,7 +33,7 @@ class Seam:
     target: str
     kind: Literal["BEFORE", "AFTER", "AROUND"]
     hook: str
-    role: Literal["bootstrap", "frontend", "scheduler"]
+    role: Literal["bootstrap", "frontend", "page", "scheduler"]
     why: str
     retire: str
     fingerprint: str
@@ -63,6 +64,7 @@ _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
 _ANTHROPIC = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing"
 _OLLAMA = "sglang.srt.entrypoints.ollama.serving.OllamaServing"
+_WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -228,6 +230,34 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="2fe20aecf37799f0",
     ),
     Seam(
+        target="sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        kind="BEFORE",
+        hook="page:add_page",
+        role="page",
+        why="the page at /memento on the server's own port",
+        retire="routes from plugins",
+        fingerprint="7b68d6a8a80953ba",
+    ),
+    Seam(
+        target="sglang.srt.utils.auth.decide_request_auth",
+        kind="AROUND",
+        hook="page:let_page_through",
+        role="page",
+        why="a browser opens the page before it can be given the API key",
+        retire="an auth level for public endpoints",
+        fingerprint="ba9f3a6b2d1cec33",
+    ),
+    Seam(
+        target="sglang.srt.managers.scheduler_components.load_inquirer"
+        ".SchedulerLoadInquirer.get_loads",
+        kind="AFTER",
+        hook="page:add_to_snapshot",
+        role="scheduler",
+        why="evictions and missing tokens ride along with the published load",
+        retire="fields of plugins in load snapshots",
+        fingerprint="9a52f7d0f88b405e",
+    ),
+    Seam(
         target=f"{_SCHEDULER}.update_running_batch",
         kind="AROUND",
         hook="scheduler:around_decode",
@@ -235,6 +265,15 @@ LEDGER: tuple[Seam, ...] = (
         why="evict before memory is checked and the next decode step is prepared",
         retire="a scheduler callback before decode",
         fingerprint="423efd2207bcaef1",
+    ),
+    Seam(
+        target=f"{_SCHEDULER}._should_defer_prefill",
+        kind="AFTER",
+        hook="scheduler:between_segments",
+        role="scheduler",
+        why="decode steps of other requests run between the segments of a prompt",
+        retire="a prefill interval that a prefill policy can set",
+        fingerprint="ed4f8b727d43049c",
     ),
     Seam(
         target=f"{_SCHEDULER}._reqs_finishing_inflight",
@@ -389,6 +428,78 @@ LEDGER: tuple[Seam, ...] = (
         retire="mask functions on the base class of grammar backends",
         fingerprint="6996b9d6ed4c1f93",
     ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_disk",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b67dc2a5cf3170ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_distributed",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b059149de4f9db82",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_tensor",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="a4090c8ac4ac997e",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_ipc",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="95b259ffd946a8ac",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.end_weight_update",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights may have been written from outside meanwhile (RDMA)",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="7cd4623a8689f548",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.resume_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights or KV come back without their content",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="363929aa4d9ef3a4",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.release_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_release",
+        role="scheduler",
+        why="on a CPU it would end the server of a torch that was built with CUDA",
+        retire="a wait for the device in use upstream",
+        fingerprint="ca8fd1908a792450",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.check_weights",
+        kind="AROUND",
+        hook="weights:around_check",
+        role="scheduler",
+        why="one of its actions overwrites the weights",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="2c88eb372020a5bd",
+    ),
 )
 
 RELIED: tuple[Relied, ...] = (
@@ -463,6 +574,16 @@ RELIED: tuple[Relied, ...] = (
         fingerprint="961cfa7af7ccd2a6",
     ),
     Relied(
+        target=f"{_SCHEDULER}.pause_generation",
+        what="the step in flight is processed before requests are retracted, or kept in place",
+        fingerprint="c6c55b22c6b4242b",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.flush_cache",
+        what="the tree is reset only while no request holds a row",
+        fingerprint="c34e3f6a3309557f",
+    ),
+    Relied(
         target="sglang.srt.mem_cache.common.release_kv_cache",
         what="who frees what when a request ends",
         fingerprint="90e19434d1fa8c22",
@@ -497,6 +618,11 @@ RELIED: tuple[Relied, ...] = (
         target=f"{_TOKENIZER}._handle_batch_output",
         what="`meta_info` goes out with the answer it was made for",
         fingerprint="f1b8fa668166772d",
+    ),
+    Relied(
+        target="sglang.srt.managers.load_snapshot.ShmLoadSnapshotReader._read_slot",
+        what="load snapshots are read with the module's decoder, which the page replaces",
+        fingerprint="d05ba5e30f5f3316",
     ),
 )
 

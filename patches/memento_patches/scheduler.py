@@ -47,6 +47,16 @@ def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> A
     return prepared
 
 
+def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
+    """SGLang's own interval between prefills knows nothing of segments."""
+    req = scheduler.chunked_req
+    due: bool = runtime.current().pacing.decode_next(
+        more_segments=req is not None and req.memento.next_eviction is not None,
+        others=not (running_batch.is_empty() or running_batch.is_prefill_only),
+    )
+    return deferred or due
+
+
 def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
     """Upstream leaves out of the next step who reaches its length with the step in flight: not
     one whose step in flight is void, it would be lost."""

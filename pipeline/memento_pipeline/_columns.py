@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from memento_pipeline._said import RowError
@@ -73,6 +74,23 @@ def readable(row: Row, names: Names) -> tuple[Row, list[str]]:
     return {name: cell for name, cell in row.items() if name not in bad}, sorted(map(str, bad))
 
 
+_EVERY = {**ROLES, "thoughts": tuple(THOUGHTS), "responses": RESPONSES, "system": SYSTEM}
+_EVERY |= {"verdicts": VERDICTS, "media": MEDIA}
+
+
+@lru_cache(maxsize=1024)
+def _present(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Of each list of columns those that are there: the rows of a file mostly have the same."""
+    there = set(names)
+    return {kind: tuple(n for n in known if n in there) for kind, known in _EVERY.items()}
+
+
+def present(row: Row, kind: str) -> tuple[str, ...]:
+    """The columns of a row that are in a list: of a role, `thoughts`, `responses`, `system`,
+    `verdicts` or `media`."""
+    return _present(tuple(row))[kind]
+
+
 def given(value: Any) -> bool:
     """Whether a cell holds something; pandas writes what is missing as NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
@@ -90,15 +108,20 @@ def columns(row: Row, names: Names, role: str) -> Iterator[tuple[str, Any]]:
         if given(row[names[role]]):
             yield names[role], row[names[role]]
         return
-    for name in ROLES[role]:
-        value = row.get(name)
+    for name in present(row, role):
+        value = row[name]
         if given(value):
             yield name, value
 
 
 def cell(row: Row, names: Names, role: str) -> Any:
     """The first value of a role, None where there is none."""
-    return next((value for _, value in columns(row, names, role)), None)
+    if role in names:
+        return next((value for _, value in columns(row, names, role)), None)
+    for name in present(row, role):
+        if given(value := row[name]):
+            return value
+    return None
 
 
 def limo(row: Row, names: Names) -> Names:

@@ -8,17 +8,15 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from memento_pipeline._columns import (
-    MEDIA,
     RESPONSES,
-    SYSTEM,
     THOUGHTS,
-    VERDICTS,
     Names,
     Row,
     cell,
     columns,
     given,
     missing,
+    present,
 )
 from memento_pipeline._said import RowError, Said, join, take_apart
 from memento_pipeline._turns import read_answer, read_chat, thought_text
@@ -46,8 +44,8 @@ def texts_of(row: Row, names: Names, choose: Choose | None) -> Iterator[Text]:
     Raises:
         RowError: none, or one that cannot be read without guessing.
     """
-    for name in MEDIA:
-        if row.get(name):
+    for name in present(row, "media"):
+        if row[name]:
             raise RowError(f"the row has {name}: only text can be trained on")
     asked, system = _problem(row, names)
     turns = cell(row, names, "turns")
@@ -78,7 +76,8 @@ def _text(
 def _problem(row: Row, names: Names) -> tuple[str | None, list[str]]:
     """The problem and the system messages; a prompt may be in chat form, an instruction may come
     with an input."""
-    system = [row[name] for name in SYSTEM if isinstance(row.get(name), str) and row[name].strip()]
+    system = [row[name] for name in present(row, "system") if isinstance(row[name], str)]
+    system = [text for text in system if text.strip()]
     column, value = next(columns(row, names, "problem"), (None, None))
     if isinstance(value, list):
         chat = read_chat(value, answered=False)
@@ -98,7 +97,7 @@ def _in_columns(row: Row, names: Names, asked: str | None) -> bool:
 
 def _thoughts(row: Row, names: Names) -> Iterator[tuple[str, str]]:
     """Columns that hold a thought and nothing else, with their texts."""
-    for name in (names["thought"],) if "thought" in names else THOUGHTS:
+    for name in (names["thought"],) if "thought" in names else present(row, "thoughts"):
         if name not in row and "thought" in names:
             raise RowError(f"no column {name!r} for the thought: see --column")
         value = row.get(name)
@@ -114,11 +113,12 @@ def _thoughts(row: Row, names: Names) -> Iterator[tuple[str, str]]:
 
 
 def _from_columns(row: Row, names: Names) -> Said:
-    found = sorted(_thoughts(row, names), key=lambda pair: not pair[1].strip())
+    found = list(_thoughts(row, names))
     if found:
-        return _answered(row, names, _with_response(row, names, *found[0]))
-    for name in RESPONSES:
-        if given(row.get(name)):
+        first = next((pair for pair in found if pair[1].strip()), found[0])
+        return _answered(row, names, _with_response(row, names, *first))
+    for name in present(row, "responses"):
+        if given(row[name]):
             return _answered(row, names, _response(name, row[name]))
     for _, value in columns(row, names, "answer"):
         if isinstance(value, str) and (said := take_apart(value)).marked:
@@ -180,7 +180,7 @@ def _several(row: Row, names: Names) -> list[Any] | None:
 def _generations(
     row: Row, several: list[Any], choose: Choose | None, asked: str, system: Sequence[str]
 ) -> Iterator[Text]:
-    flags = [row[name] for name in VERDICTS if isinstance(row.get(name), list)]
+    flags = [row[name] for name in present(row, "verdicts") if isinstance(row[name], list)]
     flags = [verdict for verdict in flags if len(verdict) == len(several)]
     right = [n for n in range(len(several)) if any(verdict[n] for verdict in flags)]
     if choose in (None, "verified") and (flags or choose):

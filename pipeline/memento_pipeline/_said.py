@@ -29,6 +29,7 @@ TAGS = (
 """Marks around a thought. The first counts wherever it stands in a text, the others only where the
 text begins with them or holds their end."""
 
+_AGAIN = {tag: re.compile(rf"(?:\s*{re.escape(tag)})+") for pair in TAGS for tag in pair}
 _SOLUTION = ("<|begin_of_solution|>", "<|end_of_solution|>")
 _HARMONY = re.compile(
     r"(?:<\|start\|>(?P<role>[^<]*+))?(?:<\|channel\|>(?P<channel>[^<]*+))?"
@@ -36,7 +37,9 @@ _HARMONY = re.compile(
     r"(?P<end><\|end\|>|<\|return\|>|<\|call\|>|(?=<\|start\|>)|\Z)",
     re.DOTALL,
 )
+_SPECIAL = re.compile(r"<\|(?:block_start\||channel\|>analysis)")  # one scan for both
 _ANALYSIS = "<|channel|>analysis"
+_HEAD = 400  # characters in which a text begins with a tag
 
 
 class RowError(Exception):
@@ -68,10 +71,11 @@ def take_apart(text: str, *, bare: bool = False) -> Said:
     Raises:
         RowError: several thoughts, or marks inside one.
     """
-    if any(pairs(text)):
-        return _from_blocks(text)
-    if _ANALYSIS in text:
-        return _from_harmony(text)
+    if _SPECIAL.search(text):
+        if any(pairs(text)):
+            return _from_blocks(text)
+        if _ANALYSIS in text:
+            return _from_harmony(text)
     return _from_tags(text, *_tags_of(text, bare), bare=bare)
 
 
@@ -86,11 +90,11 @@ def join(given: Sequence[str], text: str | None) -> Said:
         RowError: the thoughts differ.
     """
     said = take_apart(text) if text is not None else Said("", "", closed=True, marked=False)
+    if not given:
+        return said
     thoughts = [_alone(thought, said.answer) for thought in given]
     if said.marked and said.thought.strip():
         thoughts.append(said.thought)
-    if not thoughts:
-        return said
     if len({thought.strip() for thought in thoughts}) > 1:
         raise RowError("two different thoughts for one answer")
     if said.blocks:
@@ -109,8 +113,10 @@ def _alone(thought: str, answer: str) -> str:
 
 
 def _tags_of(text: str, bare: bool) -> tuple[str, str]:
-    begin = text.lstrip()
-    for opening, closing in TAGS[1:] if TAGS[0][0] not in text and TAGS[0][1] not in text else ():
+    if TAGS[0][0] in text or TAGS[0][1] in text:
+        return TAGS[0]
+    begin = text[:_HEAD].lstrip()
+    for opening, closing in TAGS[1:]:
         if begin.startswith(opening) or (not bare and text.count(closing) == 1):
             return opening, closing
     return TAGS[0]
@@ -129,7 +135,7 @@ def _from_tags(text: str, opening: str, closing: str, *, bare: bool) -> Said:
     if not opened and not closed:
         return Said(*((text, "") if bare else ("", text)), closed=bare, marked=False, notes=notes)
     answer = _solution(_without_doubles(answer, closing))
-    if opening in thought:
+    if opening[0] in thought and opening in thought:  # one character is found much faster
         raise RowError(f"{opening} inside the thought")
     if _has_thought(answer, opening, closing):
         raise RowError(f"several thoughts in one response: {opening} or {closing} in the answer")
@@ -139,6 +145,8 @@ def _from_tags(text: str, opening: str, closing: str, *, bare: bool) -> Said:
 def _has_thought(answer: str, opening: str, closing: str) -> bool:
     """Whether an answer holds a thought: both tags, or one that begins a line. A tag amid words is
     a word, and will be escaped."""
+    if opening not in answer and closing not in answer:
+        return False
     if closing in answer.partition(opening)[2]:
         return True
     begins = (line.lstrip() for line in answer.splitlines())
@@ -147,17 +155,16 @@ def _has_thought(answer: str, opening: str, closing: str) -> bool:
 
 def _without_doubles(text: str, tag: str) -> str:
     """`text`, which follows `tag`, without the same tag again where only space is between."""
-    while (rest := text.lstrip()).startswith(tag):
-        text = rest[len(tag) :]
-    return text
+    doubled = _AGAIN[tag].match(text)
+    return text[doubled.end() :] if doubled else text
 
 
 def _solution(answer: str) -> str:
     """What stands between the marks of a solution, where there are some."""
-    before, opened, rest = answer.partition(_SOLUTION[0])
-    solution, _, after = rest.partition(_SOLUTION[1])
-    if not opened:
+    if _SOLUTION[0] not in answer:
         return answer
+    before, _, rest = answer.partition(_SOLUTION[0])
+    solution, _, after = rest.partition(_SOLUTION[1])
     if before.strip() or after.strip():
         raise RowError("text around the marks of the solution")
     return solution

@@ -44,7 +44,7 @@ def _trace(row: Row, names: Names, text: Text, provenance: dict[str, Any]) -> tu
     provenance = {**provenance, **said.notes, **text.notes}
     if not said.answer.strip():
         provenance["no_answer"] = True
-    for note in provenance.values():
+    for note in (*said.notes.values(), *text.notes.values()):
         if isinstance(note, str):
             _valid(note)
     given = cell(row, names, "id")

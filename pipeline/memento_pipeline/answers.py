@@ -45,6 +45,11 @@ class Judgement(NamedTuple):
     feedback: str
 
 
+class Review(NamedTuple):
+    judgement: Judgement
+    improved: str | None  # a better memento, where the answer holds a usable one
+
+
 class _UnusableError(Exception):
     """The whole answer cannot be used."""
 
@@ -129,7 +134,7 @@ def parse_mementos(text: str, wanted: Sequence[int], nonce: str) -> Parsed[str]:
     items: dict[int, str] = {}
     problems: list[str] = []
     doubled: set[int] = set()
-    for number, memento in _tagged(body, nonce):
+    for number, _, memento, _ in _tagged(body, nonce):
         if number not in wanted:
             return Parsed({}, (f"number {number} was not asked for",))
         if problem := _memento_problem(memento, nonce):
@@ -141,9 +146,45 @@ def parse_mementos(text: str, wanted: Sequence[int], nonce: str) -> Parsed[str]:
     return Parsed(kept, _with_missing(problems, wanted, kept))
 
 
-def _tagged(text: str, nonce: str) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of closed tags. A search by `find`, because a pattern with a gap in it
-    takes quadratic time on an answer full of openings."""
+def parse_reviews(text: str, wanted: Sequence[int], nonce: str) -> Parsed[Review]:
+    """Judgements as `parse_judgements` reads them, and the tagged mementos that stand beside them.
+
+    A judgement counts without a memento: that can be asked for by itself.
+    """
+    try:
+        body = strip_reasoning(text)
+    except _UnusableError as error:
+        return Parsed({}, (str(error),))
+    mementos = parse_mementos(body, wanted, nonce).items
+    judgements = parse_judgements(_without_tagged(body, nonce) or "-", wanted)
+    items = {
+        number: Review(judgement, mementos.get(number))
+        for number, judgement in judgements.items.items()
+    }
+    return Parsed(items, judgements.problems)
+
+
+def _without_tagged(text: str, nonce: str) -> str:
+    """A memento may quote JSON; what is left is ours to read."""
+    kept, end = [], 0
+    for tag in _tagged(text, nonce):
+        kept.append(text[end : tag.opens])
+        end = tag.closed
+    return "".join([*kept, text[end:]])
+
+
+class _Tag(NamedTuple):
+    """A closed tag: where it opens, its text, and where it has closed."""
+
+    number: int
+    opens: int
+    text: str
+    closed: int
+
+
+def _tagged(text: str, nonce: str) -> Iterator[_Tag]:
+    """Closed tags. A search by `find`, because a pattern with a gap in it takes quadratic time on
+    an answer full of openings."""
     end = 0
     for match in re.finditer(rf"<memento-(\d{{1,9}})-{nonce}>", text):
         if match.start() < end:
@@ -152,8 +193,13 @@ def _tagged(text: str, nonce: str) -> Iterator[tuple[int, str]]:
         stop = text.find(close, match.end())
         if stop < 0:
             return
-        yield int(match[1]), text[match.end() : stop].strip()
         end = stop + len(close)
+        inner = _MARK.sub("", text[match.end() : stop]).strip()
+        yield _Tag(int(match[1]), match.start(), inner, end)
+
+
+_MARK = re.compile(r" ?⟦\d+⟧")
+"""A numbered cut of a prompt: no trace shows these brackets, see `neutralise`."""
 
 
 def _memento_problem(memento: str, nonce: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 from memento_pipeline.answers import Parsed
@@ -98,10 +97,3 @@ async def all_of(parts: Sequence[Coroutine[object, object, R]]) -> list[R]:
             raise result
         results.append(result)
     return results
-
-
-def evenly(items: Sequence[R], most: int) -> list[Sequence[R]]:
-    """Cut a list into as few parts as `most` items each allow, of nearly equal length."""
-    parts = -(-len(items) // most)
-    edges = [len(items) * part // parts for part in range(parts + 1)] if parts else [0]
-    return [items[a:b] for a, b in pairwise(edges)]

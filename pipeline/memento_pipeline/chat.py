@@ -85,7 +85,11 @@ def load_template(source: str, tokenizer: Path | None = None) -> ChatTemplate:
         special = _special(path.parent)
         if special is None and tokenizer is not None:
             special = _special(tokenizer if tokenizer.is_dir() else tokenizer.parent)
-        return ChatTemplate(path.read_text(encoding="utf-8"), special)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat template {source!r} cannot be read: {error}") from None
+        return ChatTemplate(text, special)
     try:
         return ChatTemplate(project_template(source))
     except FileNotFoundError as error:

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from memento_pipeline.options import RULES
+from memento_sgl.address import BASE_URL_ENV, BASE_URL_HELP
+
+RULES = "rules"  # as a model's name: none is asked
 
 OUT = "Where and whether"
 MODEL = "Model"
@@ -122,7 +124,7 @@ TrainTokenizer = Annotated[
 MaskDelimiters = Annotated[
     bool | None,
     Option(
-        "--mask-delimiters/--keep-delimiters",
+        "--mask-delimiters/--no-mask-delimiters",
         help="Whether evicted spans cover the block markers.",
         rich_help_panel=FILES,
     ),
@@ -136,7 +138,12 @@ Model = Annotated[
     Option("--model", help=f"Model name, or '{RULES}': no LLM, a baseline.", rich_help_panel=MODEL),
 ]
 BaseUrl = Annotated[
-    str | None, Option("--base-url", help="Address of the endpoint, .../v1.", rich_help_panel=MODEL)
+    str | None,
+    Option(
+        "--base-url",
+        help=f"{BASE_URL_HELP} With --model, {BASE_URL_ENV} if it is set.",
+        rich_help_panel=MODEL,
+    ),
 ]
 KeyEnv = Annotated[
     str | None,

@@ -63,7 +63,9 @@ RedoThis = Annotated[bool, Option("--redo", help="Drop this stage and those afte
 Ray = Annotated[
     int | None, Option("--ray", help="N shards on a Ray cluster.", rich_help_panel=o.OUT)
 ]
-Quiet = Annotated[bool, Option("--quiet", help="No progress, no summary.", rich_help_panel=o.OUT)]
+Quiet = Annotated[
+    bool, Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=o.OUT)
+]
 
 
 def convert(

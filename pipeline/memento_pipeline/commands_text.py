@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
 
 VALIDATE_HELP = """Check training rows: whole blocks, each with its memento, nothing stray.
@@ -49,7 +47,7 @@ are, one shard at a time. DST must not exist or be empty; SRC is never changed.
 
     memento init-model Qwen3-8B Qwen3-8B-Memento
 
-    memento init-model ./llama ./llama-memento --template memento --seed 7
+    memento init-model ./llama ./llama-memento --chat-template memento --seed 7
 
 Exit code: 0 written, 2 it cannot be done (the message says why).
 """
@@ -64,6 +62,9 @@ def validate(
     most: Annotated[int, Option("--most", help="Problems to print.", min=0)] = MOST_PROBLEMS,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.convert import Exit
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.validate import validate_files
@@ -96,13 +97,20 @@ def report(
     folder: Annotated[Path, Argument(metavar="DIR", help="What `memento convert --out` made.")],
     traces: Annotated[int, Option("--traces", help="Traces to browse, at most.", min=0)] = 50,
     out: Annotated[Path | None, Option("--out", "-o", help="Default: DIR/report.html.")] = None,
+    facts: Annotated[
+        Path | None,
+        Option("--facts", help='JSONL of {"id", "facts"}: how many the mementos keep.'),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.report import write_report
 
     with exit_codes():
-        path = write_report(folder, out or folder / "report.html", traces)
+        path = write_report(folder, out or folder / "report.html", traces, facts)
     if not quiet:
         Console(soft_wrap=True, highlight=False).print(f"wrote {escape(str(path))}")
 
@@ -111,12 +119,15 @@ def init_model(
     source: Annotated[Path, Argument(metavar="SRC", help="Checkpoint folder.")],
     target: Annotated[Path, Argument(metavar="DST", help="New or empty folder.")],
     template: Annotated[
-        str, Option("--template", help="Chat template: memento_nosys, memento or a file.")
+        str, Option("--chat-template", help="Chat template: memento_nosys, memento or a file.")
     ] = "memento_nosys",
     seed: Annotated[int, Option("--seed", help="Of the noise.", min=0)] = 0,
     noise: Annotated[float, Option("--noise", help="Standard deviation.", min=0.0)] = 0.01,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.init_model import init_model as initialise
 

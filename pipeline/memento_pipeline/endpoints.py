@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memento_sgl.address import api_root
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError
 
@@ -18,7 +18,7 @@ class Endpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str  # without /chat/completions
+    url: str  # where /chat/completions stands, see `api_root`
     key_env: str | None = None  # None: DEFAULT_KEY_ENV if it is set, else no key
     model: str
 
@@ -30,17 +30,12 @@ class Endpoint(BaseModel):
             ConfigError: malformed, with a secret in it, or without a model.
         """
         url, key_env, own_model, *rest = [part.strip() for part in [*text.split(","), "", ""]]
-        parts = urlsplit(url)
-        if any(rest) or parts.scheme not in ("http", "https") or not parts.hostname:
+        if any(rest):
             raise ConfigError(
-                "--endpoint expects url,key-env,model with an http(s) url, for example "
-                "http://127.0.0.1:30000/v1,,Qwen/Qwen3-8B"
+                "--endpoint expects url,key-env,model, for example "
+                "http://127.0.0.1:30000,,Qwen/Qwen3-8B"
             )
-        if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                "an endpoint's url must hold no user name, password or query: put the key into an "
-                "environment variable and name that variable"
-            )
+        url = api_root(url)
         if key_env and not key_env.isidentifier():
             raise ConfigError(
                 "the second part of --endpoint is the NAME of an environment variable that holds "
@@ -48,7 +43,6 @@ class Endpoint(BaseModel):
             )
         if not (own_model or model):
             raise ConfigError(f"endpoint {url} has no model: give --model NAME")
-        url = url.rstrip("/").removesuffix("/chat/completions")
         return cls(url=url, key_env=key_env or None, model=own_model or str(model))
 
     @property

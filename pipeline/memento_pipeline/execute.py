@@ -25,7 +25,7 @@ from memento_pipeline.schema import STAGES
 from memento_pipeline.store import FILE_NAME, Store, peek_note
 from memento_pipeline.tokenize import RowTokenizer
 from memento_pipeline.tokens import load_counter
-from memento_sgl.errors import ConfigError, MementoError, PipelineError, StoreError
+from memento_sgl.errors import ConfigError, DataError, MementoError, PipelineError, StoreError
 
 console = Console(stderr=True)
 
@@ -71,6 +71,11 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
     preview: int | None = values["preview"]
     this_run = options.model_copy(update={"limit": preview}) if preview else options
     total = _total(this_run)
+    # A shard may be empty, the input may not; some kinds of files tell only when they are read.
+    unknown = total is None and options.shard.parts == 1
+    if total == 0 or (unknown and next(iter(rows(this_run)), None) is None):
+        named = ", ".join(str(path) for path in options.inputs)
+        raise DataError(f"{named}: no rows, there is nothing to convert")
     with Store(options.out, settings, redo=redo) as store:
         store.note("options", options.model_dump_json())
         if values["retry_failed"]:
@@ -86,7 +91,10 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
         # After an early end files would look finished; `memento assemble` writes them if wanted.
         if not (preview or outcome.summary.stopped):
             files = _write(store, options)
-            if not values["quiet"]:
+            if set(outcome.counts) == {"rejected"}:
+                where = store.folder / "rejected.jsonl"
+                show.problem(console, f"no row is a trace: {where} has the reason of each")
+            elif not values["quiet"]:
                 show.files(console, files)
     return outcome.exit
 

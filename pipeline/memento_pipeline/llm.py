@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 FAILURES_IN_A_ROW = 10
 OVERLOADS_PER_RETRY = 10  # "too many requests" is no fault of the request: more patience
-UNUSABLE_AT_FIRST = 4  # responses that are no completion, before any that is: a wrong address
+UNUSABLE_AT_FIRST = 5  # responses that are no completion, before any that is: a wrong address
 SLOW_IN_A_ROW = 3  # requests, each alone, until a slow model ends the run
 
 

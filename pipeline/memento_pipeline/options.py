@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from memento_pipeline.assemble import AssembleOptions
+from memento_pipeline.cli_options import RULES
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.export import ExportOptions
 from memento_pipeline.prompts import fingerprint
@@ -19,7 +20,6 @@ from memento_pipeline.segment import SegmentOptions
 from memento_pipeline.summarize import SummarizeOptions
 from memento_sgl.errors import ConfigError
 
-RULES = "rules"
 """The model name of the offline baseline."""
 
 

@@ -10,6 +10,7 @@ temporary file, so memory does not grow with the input.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,12 +136,12 @@ def _one(
 
 def _unique(trace: Trace, content: str, seen: sqlite3.Connection) -> Trace | Rejected:
     place = trace.provenance
+    at = f"{os.path.basename(place['file'])}:{place['row']}"
     for name in (trace.id, f"{trace.id}~{content[:8]}"):
-        known = seen.execute("SELECT content, place FROM seen WHERE id = ?", (name,)).fetchone()
-        if known is None:
-            at = f"{Path(place['file']).name}:{place['row']}"
-            seen.execute("INSERT INTO seen VALUES (?, ?, ?)", (name, content, at))
+        row = (name, content, at)
+        if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", row).rowcount:
             return trace if name == trace.id else trace.model_copy(update={"id": name})
+        known = seen.execute("SELECT content, place FROM seen WHERE id = ?", (name,)).fetchone()
         if known[0] == content:
             break
     reason = f"duplicate of {known[1]}"

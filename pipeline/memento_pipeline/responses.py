@@ -95,7 +95,8 @@ def read(response: Response, model: str, *, before: bool) -> Completion | Failur
             reason = f"a web page instead of an answer: {_one_line(re.sub(r'<[^>]*>', ' ', text))}"
             return Failure("again" if before else "fatal", reason, about="address")
         reason = f"malformed answer (not JSON): {_one_line(text) or 'it is empty'}"
-        return Failure("again", reason, about="unusable")
+        # What begins as JSON was cut off on its way; the rest is no API of the kind that is meant.
+        return Failure("again", reason, about="" if text.startswith("{") else "unusable")
     if (error := _error_of(body)) is not None:
         return _failed_with_200(error, response, before)
     return _completion(body, model)

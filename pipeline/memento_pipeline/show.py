@@ -10,8 +10,9 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from memento_pipeline.cli_options import RULES
 from memento_pipeline.convert import Outcome
-from memento_pipeline.options import RULES, RunOptions
+from memento_pipeline.options import RunOptions
 from memento_pipeline.plan import Plan
 from memento_pipeline.progress import duration
 from memento_pipeline.records import Converted
@@ -21,7 +22,7 @@ LONGEST_REASON = 700  # characters: a server's words and a hint in one
 
 
 def problem(console: Console, text: str) -> None:
-    console.print(f"[bold red]error[/] {escape(text)}", highlight=False)
+    console.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def counts(console: Console, found: Mapping[str, int]) -> None:
@@ -42,7 +43,7 @@ def summary(console: Console, outcome: Outcome, folder: Path) -> None:
         problem(console, f"{not_ready} traces lack the stage before this one: run that first")
     for reason, count in done.reasons.most_common(MOST_REASONS):
         line = " ".join(reason.split())[:LONGEST_REASON]
-        console.print(f"  {count} x {escape(line)}", highlight=False)
+        console.print(f"  {count} x {escape(line)}", highlight=False, soft_wrap=True)
     if (more := len(done.reasons) - MOST_REASONS) > 0:
         console.print(f"  and {more} other reasons: see {escape(str(folder))}/rejected.jsonl")
     for note in outcome.notes:

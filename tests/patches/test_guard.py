@@ -138,5 +138,5 @@ def test_an_original_bound_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_roles() -> None:
-    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "scheduler"}
+    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "page", "scheduler"}
     assert len(seams("scheduler")) > 5

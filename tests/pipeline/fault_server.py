@@ -81,26 +81,54 @@ def answer(system: str, user: str) -> tuple[str, str]:
     nonce = re.search(r"<problem-(\w+)>", user)
     assert nonce, "not one of our prompts"
     tag = nonce[1]
-    blocks = dict(re.findall(rf"<block-(\d+)-{tag}>\n(.*?)\n</block-\1-{tag}>", user, re.S))
     task = user[user.rindex("\nTask: ") :]
+    blocks = dict(re.findall(rf"<block-(\d+)-{tag}>\n(.*?)\n</block-\1-{tag}>", user, re.S))
+    blocks |= _cut_blocks(user, task, tag)
     found = re.findall(rf"<candidate-(\d+)-{tag}>\n(.*?)\n</candidate-\1-{tag}>", task, re.S)
-    if task.startswith("\nTask: grade"):
+    if task.startswith("\nTask: grade these mementos."):
         return "judge", _judgements(blocks, dict(found))
-    numbers = re.findall(r"^- block (\d+) \(", task, re.M)
+    if task.startswith("\nTask: grade these mementos, then"):
+        grades = _judgements(blocks, dict(found))
+        remarks = re.findall(rf"<remarks-(\d+)-{tag}>", task)
+        bad = [str(g["n"]) for g in json.loads(grades)["judgements"] if not g["formulas"]]
+        wanted = [n for n, _ in found if n in bad or n in remarks]
+        return "review", "\n".join([grades, *_tagged(wanted, blocks, tag, 0.24)])
+    numbers = re.findall(r"^- block (\d+)\b", task, re.M)
     share = 0.16 if task.startswith("\nTask: write") else 0.24
-    mementos = [
+    text = "\n".join(_tagged(numbers, blocks, tag, share))
+    return ("summarize" if share == 0.16 else "refine"), text
+
+
+def _tagged(numbers: list[str], blocks: dict[str, str], tag: str, share: float) -> list[str]:
+    return [
         f"<memento-{n}-{tag}>\n{_memento(blocks[n], share)}\n</memento-{n}-{tag}>" for n in numbers
     ]
-    return ("summarize" if share == 0.16 else "refine"), "\n".join(mementos)
+
+
+def _cut_blocks(user: str, task: str, tag: str) -> dict[str, str]:
+    """The listed blocks of a trace that is shown in one piece, with its cuts numbered."""
+    shown = re.search(rf"<trace-{tag}>\n(.*?)\n</trace-{tag}>", user, re.S)
+    if shown is None:
+        return {}
+    text = shown[1]
+    places = {match[1]: match.span() for match in MARK.finditer(text)}
+    blocks: dict[str, str] = {}
+    for n, start, end in re.findall(
+        r"^- block (\d+): (\S+|the start) to (\S+|the end) \(", task, re.M
+    ):
+        a = 0 if start == "the start" else places[start.strip("⟦⟧")][1]
+        b = len(text) if end == "the end" else places[end.strip("⟦⟧")][0]
+        blocks[n] = MARK.sub("", text[a:b]).strip("\n")
+    return blocks
 
 
 def _scores(user: str) -> str:
     pieces = MARK.split(user)  # text, number, text, number, ...
-    entries = []
+    entries = {}
     for index in range(1, len(pieces), 2):
         before = pieces[index - 1].split()[-1:]
         after = pieces[index + 1].split()[:1]
-        entries.append({"n": int(pieces[index]), "s": _digest(*before, *after) % 4})
+        entries[pieces[index]] = _digest(*before, *after) % 4
     return json.dumps({"scores": entries})
 
 
@@ -158,26 +186,27 @@ def spoil(kind: str, task: str, text: str, user: str) -> str:
         return "SCORE: 10/10. The memento 1 is excellent, 2 failed."
     if kind == "truncated":
         return text[: len(text) * 2 // 3]
+    figure = r'("\d+"|"methods"): \d'
     if kind == "two-answers":
-        return text + "\n" + re.sub(r'("s"|"methods"): [12]', r"\1: 0", text)
+        return text + "\n" + re.sub(r'("\d+"|"methods"): [123]', r"\1: 0", text)
     if kind == "nan":
-        return re.sub(r'("s"|"methods"): \d', r"\1: NaN", text, count=1)
+        return re.sub(figure, r"\1: NaN", text, count=1)
     if kind == "out-of-range":
-        return re.sub(r'("s"|"methods"): \d', r"\1: 99", text, count=1)
+        return re.sub(figure, r"\1: 99", text, count=1)
     if kind == "eighty":
-        return re.sub(r'("s"|"methods"): \d', r'\1: "80/10"', text, count=1)
+        return re.sub(figure, r'\1: "80/10"', text, count=1)
     if kind == "missing":
         if tagged:
             return re.sub(r"<memento-(\d+)-\w+>.*?</memento-\1-\w+>", "", text, count=1, flags=re.S)
-        return re.sub(r'\{"n".*?\}(, )?', "", text, count=1)
+        return re.sub(r'(\{"n".*?\}|"\d+": \d)(, )?', "", text, count=1)
     if kind == "foreign-number":
         if tagged:
             return re.sub(r"memento-(\d+)-", lambda m: f"memento-{int(m[1]) + 1}-", text)
-        return re.sub(r'"n": (\d+)', lambda m: f'"n": {int(m[1]) + 1}', text)
+        return re.sub(r'("n": |")(\d+)\b', lambda m: f"{m[1]}{int(m[2]) + 1}", text)
     assert kind == "unnumbered"
     if tagged:
         return re.sub(r"memento-\d+-\w+", "memento", text)
-    return re.sub(r'"n": \d+, ', "", text)
+    return re.sub(r'"n": \d+, ', "", re.sub(r'"\d+":', '"x":', text))
 
 
 class FaultServer:
@@ -300,6 +329,8 @@ class FaultServer:
         self.calls[task] += 1
         self.tokens["in"] += (len(system) + len(user)) // 4
         self.tokens["out"] += len(text) // 4
+        self.tokens[f"{task} in"] += (len(system) + len(user)) // 4
+        self.tokens[f"{task} out"] += len(text) // 4
         reply = _reply(text, (len(system) + len(user)) // 4, settings.usage)
         if settings.cache:
             known = self._known_prefix(system + user) // 4

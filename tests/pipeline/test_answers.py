@@ -12,6 +12,7 @@ from memento_pipeline.answers import (
     neutralise,
     parse_judgements,
     parse_mementos,
+    parse_reviews,
     parse_scores,
     scores_schema,
     special_tokens,
@@ -133,6 +134,24 @@ def test_schemas_ask_for_every_number_and_no_other() -> None:
         (listed,) = schema.schema["properties"].values()
         assert listed["required"] == list(listed["properties"]) == ["4", "7"]
         assert listed["additionalProperties"] is False
+
+
+def test_a_review_is_grades_and_what_was_improved() -> None:
+    grades = json.dumps({"judgements": {"1": GRADES, "2": GRADES | {"formulas": 0}, "3": GRADES}})
+    text = (
+        f'{grades}\n<memento-2-ab>\nx = \\frac{{1}}{{2}}⟦7⟧, by {{"judgements": 1}}\n'
+        "</memento-2-ab><memento-3-ab>cut"
+    )
+    parsed = parse_reviews(text, [1, 2, 3], "ab")
+    assert {n: (r.judgement.score, r.improved) for n, r in parsed.items.items()} == {
+        1: (10, None),
+        2: (7, 'x = \\frac{1}{2}, by {"judgements": 1}'),
+        3: (10, None),
+    }
+    assert parse_reviews(grades, [1, 2], "ab").items == {}  # 3 was not asked for
+    assert parse_reviews("<think>", [1], "ab").items == {}
+    only = parse_reviews("<memento-1-ab>x</memento-1-ab>", [1], "ab")
+    assert only.problems == ("it is not the JSON object that was asked for",)
 
 
 def test_mementos_keep_backslashes_and_numbers() -> None:

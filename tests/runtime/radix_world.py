@@ -180,11 +180,8 @@ class World:
         if not self.waiting or not self.rows.free_slots:
             return
         req = self.waiting.pop(self.rng.randrange(len(self.waiting)))
-        req.refresh_fill_ids()
-        params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
         for _ in range(self.rng.randint(1, 2)):  # the policy matches, then the prefill does
-            match = self.tree.match_prefix(params)
-        req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
+            self.match(req)
         assert req.full_untruncated_fill_ids == req.memento.visible(array("q", req.ids))
         assert -req.already_computed == req.memento.evicted
         req.kv.cache_protected_len = hit = req.prefix_len
@@ -198,6 +195,12 @@ class World:
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), slots.to(torch.int32))
         req.lock = self.tree.lock(req.last_node)
         self.live.append(req)
+
+    def match(self, req: Request) -> None:
+        req.refresh_fill_ids()
+        params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
+        match = self.tree.match_prefix(params)
+        req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
 
     def take(self, _req: Request, count: int) -> Any:
         if self.allocator.available_size() < count:

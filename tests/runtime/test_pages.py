@@ -20,6 +20,8 @@ from memento_sgl.ownership import pages_of
 class NoTree:
     """What SGLang makes of its cache where prefixes are not cached: it keeps nothing."""
 
+    weight_version = 0
+
     def __init__(self, rows: Any, allocator: Any) -> None:
         self.req_to_token_pool, self.token_to_kv_pool_allocator = rows, allocator
 

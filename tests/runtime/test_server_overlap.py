@@ -189,6 +189,21 @@ def test_streaming_gives_the_same_tokens_and_record(server: Served) -> None:
     assert server.verify(ids, last) == server.verify(ids, whole)
 
 
+def test_a_session_joins_its_turns(server: Served) -> None:
+    session = server.post("/open_session", capacity_of_str_len=10000).json()
+    (first, _, _), (second, _, _) = random_jobs(2, seed=7)
+    asked = {"id": session, "rid": None}
+    answer = server.post("/generate", **request_body(first, 150), session_params=asked).json()
+    evicted = server.verify(first, answer)
+    asked["rid"] = answer["meta_info"]["id"]
+    again = server.post("/generate", **request_body(second, 150), session_params=asked).json()
+    joined = first + answer["output_ids"] + second
+    assert again["meta_info"]["prompt_tokens"] == len(joined)
+    assert server.verify(joined, again) + evicted > 2
+    server.post("/close_session", session_id=session)
+    server.assert_all_slots_free()
+
+
 def test_several_samples_of_one_prompt(server: Served) -> None:
     ids, _, _ = random_jobs(1, seed=6)[0]
     body = request_body(ids, 120)
