@@ -62,6 +62,11 @@ def served_by_rust() -> bool:
     return _sglang("SGLANG_RUST_SERVER")
 
 
+def extensions_folder() -> str:
+    """Where PyTorch builds C++ extensions."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
+
+
 def has_accelerator() -> bool:
     """Whether PyTorch sees a device other than the CPU. Not asked where there cannot be one: its
     import takes seconds."""

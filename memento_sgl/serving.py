@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+import threading
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
 
 import msgspec
 
 from memento_sgl.config import MementoConfig
 from memento_sgl.emission import resolve_structure
-from memento_sgl.environment import excluded_from_sglang, misses_forced, served_by_rust
+from memento_sgl.environment import (
+    excluded_from_sglang,
+    extensions_folder,
+    misses_forced,
+    served_by_rust,
+)
 from memento_sgl.errors import ConfigError
 from memento_sgl.flags import check_flags, flag
 from memento_sgl.markers import resolve_markers
@@ -204,7 +212,35 @@ def make_radix_cache(context: Any) -> Any:
     settings = settings_of(context.server_args)
     if settings is None:
         raise ConfigError("--radix-cache-backend memento needs --enable-memento")
+    if context.params.enable_kv_cache_events:
+        with saying_what_it_waits_for("the hashes of KV events: a C++ extension is being built"):
+            load_hashes()
     return PrunableRadixCache(context.params, settings.markers)
+
+
+def load_hashes() -> None:
+    """Build or load SGLang's extension that names pages in KV events, now rather than when the
+    first request ends."""
+    from sglang.srt.mem_cache.cpp_utils.native_hash import get_native_hash
+
+    get_native_hash(array("q", [0]), None)
+
+
+@contextmanager
+def saying_what_it_waits_for(what: str, seconds: float = 3.0) -> Iterator[None]:
+    """Log a line if what is inside takes longer than `seconds`."""
+    folder = extensions_folder()
+    timer = threading.Timer(
+        seconds,
+        logger.warning,
+        ("memento: the start waits for %s (or another process builds it, in %s)", what, folder),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def refuse_flags(given: Any, settled: Any) -> None:
