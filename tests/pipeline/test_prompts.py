@@ -87,7 +87,7 @@ def test_all_questions_about_a_trace_start_alike(tmp_path: Path) -> None:
     assert review.startswith(whole)
     assert len(judge) < len(review)  # only what was improved is in view, whole blocks of it
     assert "<trace-" not in judge
-    assert server.tokens["cached"] > (len(shown) + len(whole)) // 4 - 100
+    assert server.cached > (len(shown) + len(whole)) // 4 - 100
 
 
 def test_a_trace_is_read_few_times(tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_a_trace_is_read_few_times(tmp_path: Path) -> None:
     assert server.calls["all"] <= 6
     tokens = server.tokens["in"] + server.tokens["out"]
     assert tokens / length < 6.05  # 8.46 when the judge and the refiner each read it anew
-    assert (tokens - 0.9 * server.tokens["cached"]) / length < 4.6
+    assert (tokens - 0.9 * server.cached) / length < 4.6
     with Store(tmp_path / "out", create=False) as store:
-        assert store.cached_tokens() == server.tokens["cached"]
-        assert sum(paid.cached_tokens or 0 for paid in store.bill()) == server.tokens["cached"]
+        assert store.cached_tokens() == server.cached
+        assert sum(paid.cached_tokens or 0 for paid in store.bill()) == server.cached
     assert len(row["mementos"]) > 10
 
 
