@@ -256,6 +256,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="e0df8400c10c643f",
     ),
     Seam(
+        target=f"{_BATCH}.Req.set_finish_with_abort",
+        kind="AFTER",
+        hook="schedule_batch:after_set_finish_with_abort",
+        role="scheduler",
+        why="a refused request loses its prompt, and its state with it",
+        retire="typed plugin state on requests",
+        fingerprint="5bb6b0420127677a",
+    ),
+    Seam(
         target=f"{_BATCH}.Req.refresh_fill_ids",
         kind="AROUND",
         hook="schedule_batch:around_refresh_fill_ids",

@@ -6,6 +6,7 @@ The figures ride along with the load snapshots that every scheduler publishes in
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from memento_sgl import runtime
 from memento_sgl.serving import settings_of
 from memento_sgl.ui.about import describe, load
+
+logger = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
 
@@ -45,7 +48,7 @@ def add_page(server_args: Any, tokenizer_manager: Any, *_args: Any, **_kwargs: A
     from sglang.srt.managers import load_snapshot
 
     from memento_sgl.ui.inside import post_inside
-    from memento_sgl.ui.routes import routes
+    from memento_sgl.ui.routes import PATH, routes
 
     load_snapshot.snapshot_decoder = msgspec.msgpack.Decoder(_snapshot_class())
     settings = settings_of(server_args)
@@ -59,6 +62,9 @@ def add_page(server_args: Any, tokenizer_manager: Any, *_args: Any, **_kwargs: A
         return load({name: getattr(one, name) for name in one.__struct_fields__} for one in found)
 
     app.router.routes.extend(routes(about=about, stats=stats, post=partial(post_inside, app, CHAT)))
+    logger.info(
+        "memento: a page to watch the model think, once it is ready: %s", server_args.url() + PATH
+    )
 
 
 def let_page_through(original: Callable[..., Any], *, method: str, path: str, **kwargs: Any) -> Any:

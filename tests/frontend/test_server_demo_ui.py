@@ -85,7 +85,6 @@ def test_the_load_is_live_and_stop_ends_the_request(server: Served) -> None:
     # The last one ends with its tab.
     seen = wait(server, lambda told: told["running"] == 0)
     assert (seen["held"], seen["missing"]) == (0, 0)
-    server.assert_all_slots_free()
 
 
 def wait(server: Served, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

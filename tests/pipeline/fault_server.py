@@ -123,7 +123,7 @@ def _cut_blocks(user: str, task: str, tag: str) -> dict[str, str]:
 
 
 def _scores(user: str) -> str:
-    pieces = MARK.split(user[: user.rindex("\nTask: ")])  # text, number, text, number, ...
+    pieces = MARK.split(user)  # text, number, text, number, ...
     entries = {}
     for index in range(1, len(pieces), 2):
         before = pieces[index - 1].split()[-1:]
