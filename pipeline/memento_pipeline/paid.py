@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.llm import Llm
@@ -74,6 +74,16 @@ def _sum(values: Sequence[N | None]) -> N | None:
     return sum(known[1:], known[0]) if len(known) == len(values) else None
 
 
+async def all_done(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Wait until all tasks have ended, those that join meanwhile too.
+
+    A task that has ended may stay in the collection: Ctrl-C can come in the middle of the callback
+    that takes it out.
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        await asyncio.wait(pending)
+
+
 class PaidLlm:
     """`Llm` behind the store: an answer is durable before anybody sees it, and never paid twice.
 
@@ -134,8 +144,7 @@ class PaidLlm:
 
     async def drain(self) -> None:
         """Wait for the calls in flight, so that their answers are stored."""
-        while self._asking:
-            await asyncio.wait(self._asking.values())
+        await all_done(self._asking.values())
 
     async def _pay(self, prompt: Prompt, key: str) -> StoredAnswer:
         def allow() -> None:

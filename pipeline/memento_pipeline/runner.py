@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 from memento_pipeline.llm import Llm
-from memento_pipeline.paid import Meter
+from memento_pipeline.paid import Meter, all_done
 from memento_pipeline.records import Record, Rejected, Status, Trace, Usage
 from memento_pipeline.schema import STAGES, Seen
 from memento_pipeline.store import Store
@@ -121,8 +121,7 @@ class Runner:
             try:
                 await self._feed(source, reader, admit)
             finally:
-                while self._open:
-                    await asyncio.wait(self._open)
+                await all_done(self._open)
                 await asyncio.get_running_loop().run_in_executor(reader, source.close)
         return Summary(
             seen=self.seen,
