@@ -78,7 +78,7 @@ def has_accelerator() -> bool:
 
 
 def share_cpu(ranks: int) -> None:
-    """Let `ranks` tensor-parallel processes share this machine's cores, unless the user says how.
+    """Let `ranks` scheduler processes share this machine's cores, unless the user says how.
 
     SGLang binds one rank to each NUMA node and refuses more ranks than nodes; plain PyTorch binds
     nothing, so only the number of entries counts. A CUDA build of PyTorch brings NCCL, which ends

@@ -35,13 +35,14 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
 
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Constrain answers with outlines: xgrammar's masks need an accelerator. An idle scheduler
-        leaves the cores to others instead of spinning. Tensor-parallel ranks talk through gloo
-        alone and share all cores. Memory: see `cpu_memory`."""
+        leaves the cores to others instead of spinning. Ranks share all cores, and those of a
+        tensor-parallel group talk through gloo alone. Memory: see `cpu_memory`."""
         server_args.sleep_on_idle = True
         if server_args.max_total_tokens is None:
             _bound_memory(server_args)
+        if (ranks := server_args.tp_size * server_args.dp_size) > 1:
+            share_cpu(ranks)
         if server_args.tp_size > 1:
-            share_cpu(server_args.tp_size)
             server_args.disable_custom_all_reduce = True
         if server_args.grammar_backend is None:
             server_args.grammar_backend = "outlines"
