@@ -28,18 +28,24 @@ def main() -> None:
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else EXAMPLES
     gate = SummarizeOptions(gate_mean=0, gate_least=0)
     with TemporaryDirectory() as folder:
-        with serving() as server:
+        with serving(cache=True) as server:
             run(options(Path(folder) / "llm", source, server.url, summarize=gate))
         with Store(Path(folder) / "llm", create=False) as store:
             done = list(converted(store))
     characters = sum(len(trace.trace.thought) for trace in done)
     blocks = sum(len(trace.mementos) for trace in done)
-    calls, tokens = dict(server.calls), server.tokens.total()
+    calls, cached = dict(server.calls), server.tokens["cached"]
+    tokens = server.tokens["in"] + server.tokens["out"]
     total = calls.pop("all")
     print(f"{platform.machine()}, Python {platform.python_version()}, {source.name}")
     print(f"{len(done)} traces, {characters} characters, {blocks} blocks")
     print(f"calls a trace        {total / len(done):.1f} {calls}")
-    print(f"tokens, multiples    {tokens / (characters / 4):.1f}, published 14.5")
+    print(f"tokens, multiples    {tokens / (characters / 4):.2f}, published 14.5")
+    discounted = tokens - 0.9 * cached
+    print(f"cached input a tenth {discounted / (characters / 4):.2f}")
+    for stage in ("score", "summarize", "review", "refine", "judge"):
+        spent = [server.tokens[f"{stage} {way}"] / (characters / 4) for way in ("in", "out")]
+        print(f"  {stage:10} in {spent[0]:.2f} out {spent[1]:.2f}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks import convert, eviction, observe, overhead, segment, serve, split
+from benchmarks import convert, eviction, masks, observe, overhead, segment, serve, split
 
 if __name__ == "__main__":
-    for module in (split, segment, convert, eviction, observe, serve, overhead):
+    for module in (split, segment, convert, eviction, masks, observe, serve, overhead):
         print(f"\n== {module.__name__}")
         module.main()

@@ -1,21 +1,22 @@
 """Evict finished reasoning blocks inside a running request, on SGLang.
 
 The rule and its options need neither torch nor SGLang; `Engine` needs the `serve` extra and
-`memento_sgl.reference` needs torch.
+`memento_sgl.reference` needs torch. Names are loaded when they are first used, so that
+`memento --help` does not wait for them.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from memento_sgl.accounting import Accounting, account, kv_curve
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.errors import MementoError
-from memento_sgl.machine import Block, BlockMachine, Eviction, replay
-from memento_sgl.markers import MarkerIds, resolve_markers
-
 if TYPE_CHECKING:
+    from memento_sgl.accounting import Accounting, account, kv_curve
+    from memento_sgl.config import MementoConfig, RequestOptions
     from memento_sgl.engine import Engine
+    from memento_sgl.errors import MementoError
+    from memento_sgl.machine import Block, BlockMachine, Eviction, replay
+    from memento_sgl.markers import MarkerIds, resolve_markers
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,11 +34,22 @@ __all__ = [
     "replay",
     "resolve_markers",
 ]
+_MODULES = {
+    "accounting": ("Accounting", "account", "kv_curve"),
+    "config": ("MementoConfig", "RequestOptions"),
+    "engine": ("Engine",),
+    "errors": ("MementoError",),
+    "machine": ("Block", "BlockMachine", "Eviction", "replay"),
+    "markers": ("MarkerIds", "resolve_markers"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Engine":
-        from memento_sgl.engine import Engine
+    if (module := _MODULE_OF.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{module}"), name)
 
-        return Engine
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

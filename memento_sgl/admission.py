@@ -58,6 +58,32 @@ class Rhythm:
         self._variance = (1 - weight) * (self._variance + weight * off**2)
 
 
+class Retry:
+    """When an eviction is a reason to ask again whether another request fits.
+
+    Evictions that were foreseen change nothing about what fits, and asking costs a forecast and a
+    match in the radix tree. It pays where much was learned since, and now and then. SGLang itself
+    asks again when a request ends.
+    """
+
+    STEPS = 16
+
+    def __init__(self) -> None:
+        self._steps = self.STEPS
+        self._blocks = 0
+
+    def step(self) -> None:
+        """A decode step is prepared."""
+        self._steps += 1
+
+    def due(self, blocks: int) -> bool:
+        """Whether to ask now that a block was evicted; `blocks`: how many `Rhythm` has seen."""
+        if self._steps < self.STEPS and blocks < 2 * self._blocks:
+            return False
+        self._steps, self._blocks = 0, blocks
+        return True
+
+
 class Outlook(NamedTuple):
     """What is expected of one request from now on. Units: tokens; one step writes one token.
 

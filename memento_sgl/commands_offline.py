@@ -7,30 +7,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from typer import Argument, Option
 
-from memento_sgl import simulate_show as show
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.errors import ConfigError, DataError, MementoError
 from memento_sgl.model_shape import ELEMENT_BYTES, SHAPES, ModelShape, load_shape
-from memento_sgl.simulate import Replayer, Totals, simulate
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_files import BadRow, count_rows, list_trace_files, read_traces
-from memento_sgl.trace_formats import FORMATS, Trace
-from memento_sgl.view import MOST_SHOWN, Page, drawn
+
+if TYPE_CHECKING:  # the rest is imported when a command runs: see cli.py
+    from memento_sgl.config import MementoConfig
+    from memento_sgl.simulate import Replayer
+    from memento_sgl.trace_files import BadRow
+    from memento_sgl.trace_formats import Trace
 
 USAGE, BAD_ROWS = 2, 3  # exit codes, those of the pipeline
+MOST_SHOWN = 12  # a page with more requests is no page any more
 
-KINDS_HELP = f"""Files may hold plain text, or JSON, JSON lines or Parquet with any of:
-{", ".join(format_.name for format_ in FORMATS)}, lists of token ids. A folder stands for the files
-in it, the work folder of `memento convert` for its rows, - for standard input."""
+KINDS_HELP = """Files may hold plain text, or JSON, JSON lines or Parquet with any of:
+rollout record, trace file, /generate answer, OpenAI answer, memento think answer, memento batch
+result, token ids, tokenized row, training row, chat text, lists of token ids. A folder stands for
+the files in it, the work folder of `memento convert` for its rows, - for standard input."""
 
 SIMULATE_HELP = f"""Replay traces offline: what they would hold in KV, with and without eviction.
 
@@ -38,7 +36,7 @@ The figures are those the server's own accounting gives for the same tokens. {KI
 
     memento simulate trace.txt --tokenizer ./qwen3-memento --model qwen3-8b
 
-    memento simulate work --tokenizer ./qwen3-memento --keep-last 0,1,2,-1
+    memento simulate work --tokenizer ./qwen3-memento --keep-last-n-blocks 0,1,2,-1
 
     memento simulate rollouts.jsonl --json | tail -1
 
@@ -65,7 +63,11 @@ TokenizerPath = Annotated[
 ]
 Model = Annotated[
     str | None,
-    Option("--model", help=f"Also in bytes, for {', '.join(SHAPES)}, a folder or config.json."),
+    Option(
+        "--model",
+        help=f"Also in bytes, for {', '.join(SHAPES)}, a folder or config.json. "
+        "Text needs --tokenizer for that.",
+    ),
 ]
 KvDtype = Annotated[
     str | None,
@@ -85,9 +87,9 @@ Config = Annotated[
 
 def run_simulate(
     inputs: Inputs,
-    keep_last: Annotated[
+    keep_last_n_blocks: Annotated[
         str | None,
-        Option("--keep-last", help="Values of keep_last_n_blocks, with commas. Default: 0."),
+        Option("--keep-last-n-blocks", help="One or more, with commas. Default: 0."),
     ] = None,
     tokenizer: TokenizerPath = None,
     model: Model = None,
@@ -100,14 +102,21 @@ def run_simulate(
         bool, Option("--json", help="One JSON object per request, per bad row and for the sums.")
     ] = False,
 ) -> None:
+    from memento_sgl import simulate_show as show
+    from memento_sgl.simulate import Totals, simulate
+
     with _errors():
         shape = _shape(model, kv_dtype)
         replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
-        keeps = _keeps(keep_last, replayer.config)
+        keeps = _keeps(keep_last_n_blocks, replayer.config)
+        by_characters = _by_characters(tokenizer, model)
         totals = [Totals(keep) for keep in keeps]
-        out = show.Lines(shape) if as_json else show.Tables(replayer.tokenizer.name, shape, blocks)
+        name = _counted_by(replayer, by_characters)
+        out = show.Lines(name, shape) if as_json else show.Tables(name, shape, blocks)
 
         def one(trace: Trace) -> None:
+            if by_characters and trace.is_text:
+                out.no_bytes()
             tokens = replayer.tokens(trace)
             results = [simulate(replayer, tokens, keep) for keep in keeps]
             for total, result in zip(totals, results, strict=True):
@@ -122,8 +131,8 @@ def run_simulate(
 def run_view(
     inputs: Inputs,
     out: Annotated[Path, Option("--out", "-o", help="The page.")] = Path("memento-view.html"),
-    keep_last: Annotated[
-        int | None, Option("--keep-last", help="keep_last_n_blocks where a file does not tell.")
+    keep_last_n_blocks: Annotated[
+        int | None, Option("--keep-last-n-blocks", help="Where a file does not tell.")
     ] = None,
     tokenizer: TokenizerPath = None,
     model: Model = None,
@@ -133,17 +142,25 @@ def run_view(
     limit: Annotated[int, Option("--limit", help="Rows to read, at most.", min=1)] = MOST_SHOWN,
     open_: Annotated[bool, Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from memento_sgl import simulate_show as show
+    from memento_sgl.view import Page, drawn
+
     console = Console(soft_wrap=True, highlight=False)
     with _errors():
         shape = _shape(model, kv_dtype)
         replayer = _replayer(tokenizer, shape, mask_delimiters, memento_config)
-        page = Page(replayer.tokenizer.name, shape)
-        bad = _each(
-            inputs,
-            limit,
-            lambda trace: page.add(drawn(trace, replayer, keep_last)),
-            lambda row: show.bad_row(console, row),
-        )
+        by_characters = _by_characters(tokenizer, model)
+        page = Page(_counted_by(replayer, by_characters), shape)
+
+        def one(trace: Trace) -> None:
+            if by_characters and trace.is_text:
+                page.no_bytes()
+            page.add(drawn(trace, replayer, keep_last_n_blocks))
+
+        bad = _each(inputs, limit, one, lambda row: show.bad_row(console, row))
         if page.requests:
             page.write(out)
     if not page.requests:
@@ -162,6 +179,17 @@ def _each(
     report: Callable[[BadRow], None],
 ) -> int:
     """Give every trace to `use`, every bad row to `report`; returns how many were bad."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
+    from memento_sgl.trace_files import BadRow, count_rows, list_trace_files, read_traces
+
     files = list_trace_files(inputs)
     total = count_rows(files)
     bad = 0
@@ -186,6 +214,8 @@ def _each(
 
 
 def _used(trace: Trace, use: Callable[[Trace], None]) -> BadRow | None:
+    from memento_sgl.trace_files import BadRow
+
     try:
         use(trace)
     except DataError as error:
@@ -199,6 +229,10 @@ def _replayer(
     mask_delimiters: bool | None,
     memento_config: str | None,
 ) -> Replayer:
+    from memento_sgl.config import MementoConfig
+    from memento_sgl.simulate import Replayer
+    from memento_sgl.text_tokens import TextTokenizer
+
     config = MementoConfig.parse(memento_config) if memento_config else MementoConfig()
     changes: dict[str, bool] = {"enable": True}
     if mask_delimiters is not None:
@@ -210,6 +244,16 @@ def _replayer(
     return Replayer(TextTokenizer(tokenizer or MODEL_DIR), settled)
 
 
+def _by_characters(tokenizer: Path | None, model: str | None) -> bool:
+    """Whether text is counted by the embedded model's tokenizer for want of another one: bytes of
+    a model would then be those of characters."""
+    return tokenizer is None and not (model and Path(model).resolve() == MODEL_DIR.resolve())
+
+
+def _counted_by(replayer: Replayer, by_characters: bool) -> str:
+    return replayer.tokenizer.name + (" (one per character)" if by_characters else "")
+
+
 def _keeps(text: str | None, config: MementoConfig) -> list[int]:
     if text is None:
         return [config.keep_last_n_blocks]
@@ -217,7 +261,7 @@ def _keeps(text: str | None, config: MementoConfig) -> list[int]:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise ConfigError(
-            f"--keep-last {text!r}: give numbers with commas, such as 0,1,-1"
+            f"--keep-last-n-blocks {text!r}: give numbers with commas, such as 0,1,-1"
         ) from None
 
 
@@ -234,7 +278,9 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (MementoError, OSError) as error:
-        show.problem(str(error))
+        from memento_sgl.simulate_show import problem
+
+        problem(str(error))
         raise typer.Exit(USAGE) from None
 
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from memento_sgl.errors import DataError
-from memento_sgl.trace import RequestTrace, read_trace
-from memento_sgl.trace_export import chrome_trace
 
-console = Console()
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from memento_sgl.trace import RequestTrace
 
 UNUSABLE = 2
+NARROW = 80  # columns below which there is no room for the table
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +39,10 @@ def trace(
 
     memento trace traces/*.json --chrome timeline.json
     """
+    from rich.console import Console
+
+    from memento_sgl.trace import read_trace
+
     try:
         traces = [read_trace(path) for path in _listed(files)]
         if chrome is not None:
@@ -48,7 +50,12 @@ def trace(
     except DataError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False)
         raise typer.Exit(UNUSABLE) from None
-    console.print(_table(traces))
+    console = Console(highlight=False)
+    if console.width < NARROW:
+        for item in traces:
+            console.print(_words(item), markup=False)
+    else:
+        console.print(_table(traces))
 
 
 def _listed(paths: list[Path]) -> list[Path]:
@@ -62,15 +69,21 @@ def _listed(paths: list[Path]) -> list[Path]:
 
 
 def _write(path: Path, traces: list[RequestTrace]) -> None:
+    from memento_sgl.trace_export import chrome_trace
+
     try:
         path.write_text(json.dumps(chrome_trace(traces)), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
-    console.print(f"{len(traces)} request(s) in {escape(str(path))}", soft_wrap=True)
+    print(f"{len(traces)} request(s) in {path}")
 
 
 def _table(traces: list[RequestTrace]) -> Table:
-    table = Table(box=SIMPLE_HEAD)
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("request", overflow="fold", min_width=10)
     table.add_column("finish", no_wrap=True)
     for title in ("prompt", "output", "blocks", "evicted", "peak KV", "seconds"):
@@ -88,3 +101,12 @@ def _table(traces: list[RequestTrace]) -> Table:
             f"{item.times.end:.3f}",
         )
     return table
+
+
+def _words(item: RequestTrace) -> str:
+    sums = item.accounting
+    return (
+        f"{item.id}\n  {item.finish}, {item.tokens.prompt} + {item.tokens.output} tokens in "
+        f"{item.times.end:.3f} s, {sums['blocks']} blocks, {sums['evicted_tokens']} tokens "
+        f"evicted, peak KV {sums['peak_kv_tokens']} of {sums['peak_kv_tokens_without']}"
+    )

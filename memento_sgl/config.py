@@ -19,6 +19,9 @@ DELIMITERS_GO = ("phi",)
 
 DEFAULT_TRACE_FILES = 1000
 
+LARGEST = (1 << 31) - 1
+"""The largest number that an option takes: device tables and SGLang's own tensors hold it."""
+
 Emission = Literal["off", "caps", "strict"]
 CAPS = ("max_block_tokens", "max_summary_tokens")
 STRICT_ONLY = ("min_block_tokens", "min_summary_tokens", "max_blocks", "min_blocks")
@@ -44,6 +47,7 @@ class MementoConfig(BaseModel):
     keep_last_n_blocks: int = Field(
         0,
         ge=-1,
+        le=LARGEST,
         description="-1: never evict; N: block j goes when the memento of block j+N closes",
     )
     mask_delimiters: bool | Literal["auto"] = Field(
@@ -74,25 +78,45 @@ class MementoConfig(BaseModel):
         "answer without markers can be sampled (default: caps if a cap is set, else off)",
     )
     max_block_tokens: int = Field(
-        0, ge=0, description="force <|block_end|> once a block holds this many tokens; 0: no cap"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="force <|block_end|> once a block holds this many tokens; 0: no cap",
     )
     max_summary_tokens: int = Field(
-        0, ge=0, description="force <|summary_end|> once a memento holds this many; 0: no cap"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="force <|summary_end|> once a memento holds this many; 0: no cap",
     )
     min_block_tokens: int = Field(
-        0, ge=0, description="strict: no <|block_end|> before a block holds this many tokens"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="strict: no <|block_end|> before a block holds this many tokens",
     )
     min_summary_tokens: int = Field(
-        0, ge=0, description="strict: no <|summary_end|> before a memento holds this many tokens"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="strict: no <|summary_end|> before a memento holds this many tokens",
     )
     max_blocks: int = Field(
-        0, ge=0, description="strict: </think> after this many blocks of a thought; 0: no limit"
+        0,
+        ge=0,
+        le=LARGEST,
+        description="strict: </think> after this many blocks of a thought; 0: no limit",
     )
-    min_blocks: int = Field(0, ge=0, description="strict: no </think> before this many blocks")
+    min_blocks: int = Field(
+        0, ge=0, le=LARGEST, description="strict: no </think> before this many blocks"
+    )
     foresee_evictions: bool = Field(
         True,
         description="admission reserves what a request will hold after its evictions; false: all "
         "that it may write, as SGLang does",
+    )
+    page: bool = Field(
+        True, description="the HTTP server has a page at /memento, to watch the model think"
     )
     debug: bool = Field(False, description="log one line per block event")
     trace_dir: str = Field(
@@ -101,6 +125,7 @@ class MementoConfig(BaseModel):
     trace_files: int = Field(
         DEFAULT_TRACE_FILES,
         ge=1,
+        le=LARGEST,
         description="most files that each data-parallel rank keeps in trace_dir; the oldest go",
     )
     show_markers: bool = Field(
@@ -247,19 +272,20 @@ class RequestOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     enable: bool | None = None
-    keep_last_n_blocks: int | None = Field(None, ge=-1)
+    keep_last_n_blocks: int | None = Field(None, ge=-1, le=LARGEST)
     keep_last_block_for_answer: bool | None = None
     constrain: Emission | None = None
-    max_block_tokens: int | None = Field(None, ge=0)
-    max_summary_tokens: int | None = Field(None, ge=0)
-    min_block_tokens: int | None = Field(None, ge=0)
-    min_summary_tokens: int | None = Field(None, ge=0)
-    max_blocks: int | None = Field(None, ge=0)
-    min_blocks: int | None = Field(None, ge=0)
+    max_block_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    max_summary_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    min_block_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    min_summary_tokens: int | None = Field(None, ge=0, le=LARGEST)
+    max_blocks: int | None = Field(None, ge=0, le=LARGEST)
+    min_blocks: int | None = Field(None, ge=0, le=LARGEST)
     show_markers: bool | None = None
     assistant_start: int | None = Field(
         None,
         ge=0,
+        le=LARGEST,
         description="logical index of the first token whose markers count, for prompts without "
         "chat markup",
     )
@@ -285,10 +311,10 @@ def _load_object(text: str) -> dict[str, Any]:
     if not text.lstrip().startswith("{"):
         try:
             text = Path(text).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
             raise ConfigError(
-                f"memento config: neither a JSON object nor a readable file: {text!r} "
-                f"({error.strerror})"
+                f"memento config: neither a JSON object nor a readable file: {text!r} ({reason})"
             ) from None
     try:
         data = json.loads(text)
@@ -305,7 +331,17 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     for problem in error.errors():
         where = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            lines.append(f"unknown option {where!r} (known: {', '.join(model.model_fields)})")
+            lines.append(f"unknown option {shown(where)} (known: {', '.join(model.model_fields)})")
+        elif problem["type"] in ("greater_than_equal", "less_than_equal"):
+            lines.append(f"{where}: {problem['msg']}, not {shown(problem['input'])}")
         else:
             lines.append(f"{where}: {problem['msg']}" if where else problem["msg"])
     return "; ".join(dict.fromkeys(lines))
+
+
+def shown(value: object) -> str:
+    """A value as a message may quote it, however long it is."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"an integer of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, str | int | float | None) else type(value).__name__
+    return text if len(text) <= 64 else f"{text[:60]}..."

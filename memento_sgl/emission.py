@@ -221,12 +221,16 @@ def is_forced(
     return not text and len(special) == 1
 
 
-def resolve_structure(tokenizer: Tokenizer | None, ends: set[int]) -> Structure:
+def resolve_structure(
+    tokenizer: Tokenizer | None, ends: set[int], vocabulary: int | None = None
+) -> Structure:
     """Find the separators of a tokenizer.
 
     Args:
         tokenizer: None if there is none: then there are no separators.
         ends: end-of-sequence ids of the model.
+        vocabulary: token ids that the model has; what lies behind it is never sampled, and left
+            out. None: not known here.
     """
     found = []
     if tokenizer is not None:
@@ -234,4 +238,7 @@ def resolve_structure(tokenizer: Tokenizer | None, ends: set[int]) -> Structure:
             ids = list(tokenizer.encode(text, add_special_tokens=False))
             if len(ids) == 1:
                 found.append(ids[0])
+    if vocabulary is not None:
+        ends = {token for token in ends if token < vocabulary}
+        found = [token for token in found if token < vocabulary]
     return Structure(tuple(sorted(ends)), tuple(dict.fromkeys(found)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from sglang.srt.entrypoints.engine import Engine as SglEngine
@@ -9,6 +10,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.environment import has_accelerator
 from memento_sgl.errors import ConfigError
 from memento_sgl.serving import enable, required_arguments
 
@@ -32,12 +34,20 @@ class Engine(SglEngine):  # type: ignore[misc]
     def __init__(
         self, *, memento: MementoConfig | dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
+        # Set while a new process imports the program that started it.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit(
+                "memento: the engine's own processes import this program again: create the engine "
+                'below `if __name__ == "__main__":`'
+            )
         if isinstance(memento, MementoConfig):
             memento = memento.model_dump(exclude_unset=True)
         config = MementoConfig.parse({"enable": True} | (memento or {}))
         if not config.enable:
             raise ConfigError("memento_sgl.Engine evicts: use sglang.Engine for a stock engine")
         load_plugins()
+        if kwargs.get("device") is None and not has_accelerator():
+            kwargs["device"] = "cpu"  # SGLang itself does not find this platform's device
         required = required_arguments(config, kwargs)
         server_args = ServerArgs(**{"log_level": "error", **kwargs, **required})
         enable(server_args, config)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 from memento_sgl.errors import ConfigError
+
+# NVIDIA, the same under WSL, AMD, Intel. Accelerators of other makers have plugins of their own.
+DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd", "/dev/dri")
 
 
 def check_slots() -> bool:
@@ -17,6 +22,29 @@ def secret(name: str) -> str | None:
     return os.environ.get(name) or None
 
 
+def base_url() -> str | None:
+    """`MEMENTO_BASE_URL`: the server that commands ask; None when it is unset or empty."""
+    return os.environ.get("MEMENTO_BASE_URL") or None
+
+
+def config_path() -> tuple[Path | None, Path]:
+    """The configuration file that `MEMENTO_CONFIG` names, if any, and the one used otherwise."""
+    named = os.environ.get("MEMENTO_CONFIG")
+    folder = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(named) if named else None, Path(folder) / "memento" / "config.toml"
+
+
+def hub_is_offline() -> bool:
+    """Whether Hugging Face's libraries are told not to use the network."""
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def other_hub() -> bool:
+    """Whether SGLang fetches checkpoints from ModelScope instead of Hugging Face."""
+    return os.environ.get("SGLANG_USE_MODELSCOPE", "").lower() in ("1", "true")
+
+
 def excluded_from_sglang() -> str | None:
     """The value of SGLang's `SGLANG_PLUGINS` if it keeps the memento plugin from loading."""
     allowed = os.environ.get("SGLANG_PLUGINS", "")
@@ -26,18 +54,26 @@ def excluded_from_sglang() -> str | None:
 
 def misses_forced() -> bool:
     """Whether SGLANG_RADIX_FORCE_MISS asks SGLang to throw every cache hit away."""
-    return os.environ.get("SGLANG_RADIX_FORCE_MISS", "").lower() not in ("", "0", "false")
+    return _sglang("SGLANG_RADIX_FORCE_MISS")
+
+
+def served_by_rust() -> bool:
+    """`SGLANG_RUST_SERVER`: requests reach schedulers without passing the Python front end."""
+    return _sglang("SGLANG_RUST_SERVER")
 
 
 def has_accelerator() -> bool:
-    """Whether PyTorch sees a device other than the CPU."""
+    """Whether PyTorch sees a device other than the CPU. Not asked where there cannot be one: its
+    import takes seconds."""
+    if sys.platform == "linux" and not any(Path(name).exists() for name in DEVICE_FILES):
+        return False
     import torch
 
     return any(backend.is_available() for backend in (torch.cuda, torch.xpu, torch.backends.mps))
 
 
 def share_cpu(ranks: int) -> None:
-    """Let `ranks` tensor-parallel processes share this machine's cores, unless the user says how.
+    """Let `ranks` scheduler processes share this machine's cores, unless the user says how.
 
     SGLang binds one rank to each NUMA node and refuses more ranks than nodes; plain PyTorch binds
     nothing, so only the number of entries counts. A CUDA build of PyTorch brings NCCL, which ends
@@ -46,6 +82,10 @@ def share_cpu(ranks: int) -> None:
     cores = f"0-{(os.cpu_count() or 1) - 1}"
     os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([cores] * ranks))
     os.environ.setdefault("SGLANG_NCCL_SO_PATH", "no NCCL without a GPU")
+
+
+def _sglang(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "false")
 
 
 def _flag(name: str) -> bool:

@@ -75,6 +75,7 @@ def evict_running(runtime: Runtime, batch: Any) -> list[Any]:
         return stuck
     if own := [edit for edit in edits if not edit.done]:
         edit_rows(runtime, batch, own)
+    runtime.evictions += len(edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
@@ -187,6 +188,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> bool:
     if shared and not tree.evict_shared(req, start, end, keep_end, rows):
         return False
     state.apply()
+    runtime.evictions += 1
     row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
     own = _leave_tree(req, start, end, tree)
     length = start + keep_end - end

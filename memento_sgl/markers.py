@@ -6,8 +6,11 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from memento_sgl.config import MementoConfig
+from memento_sgl.config import MementoConfig, shown
 from memento_sgl.errors import MarkerError
+
+MOST_DIGITS = 10
+"""Digits of a token id."""
 
 
 class TokenClass(IntEnum):
@@ -56,14 +59,20 @@ def _classes(markers: MarkerIds) -> dict[int, TokenClass]:
     return {token: TokenClass(number) for number, token in numbered if token is not None}
 
 
-def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> MarkerIds:
+def resolve_markers(
+    config: MementoConfig, tokenizer: Tokenizer | None, vocabulary: int | None = None
+) -> MarkerIds:
     """Find the token ids of the configured markers.
 
     A marker may be given as a decimal token id (`"151669"`), which needs no tokenizer. Those of the
     thought may be missing unless `constrain` is "strict".
 
+    Args:
+        vocabulary: token ids that the model has; None: not known here.
+
     Raises:
-        MarkerError: a marker is not exactly one token, or two markers are the same token.
+        MarkerError: a marker is not exactly one token, the model does not have it, or two markers
+            are the same token.
     """
     names = ["block_start", "block_end", "summary_start", "summary_end"]
     if config.require_assistant_section:
@@ -77,6 +86,11 @@ def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> Marke
             if name in names or config.constrain == "strict":
                 raise
             continue
+        if vocabulary is not None and token >= vocabulary:
+            raise MarkerError(
+                f"{option}={shown(getattr(config, option))} is token id {shown(token)}, and the "
+                f"model's vocabulary ends at {vocabulary - 1}: name a token that the model has"
+            )
         for other, taken in ids.items():
             if taken == token:
                 raise MarkerError(f"{option} and {other}_token are the same token (id {token})")
@@ -86,6 +100,8 @@ def resolve_markers(config: MementoConfig, tokenizer: Tokenizer | None) -> Marke
 
 def _resolve(option: str, text: str, tokenizer: Tokenizer | None) -> int:
     if text.isascii() and text.isdecimal():
+        if len(text) > MOST_DIGITS:
+            raise MarkerError(f"{option} is a token id of {len(text)} digits: no model has it")
         return int(text)
     if tokenizer is None:
         raise MarkerError(

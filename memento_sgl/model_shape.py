@@ -79,10 +79,15 @@ def _read(path: Path) -> ModelShape:
         ) from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file} is not a model's config.json")
-    return _shape(data, str(path))
+    return shape_of(data, str(path))
 
 
-def _shape(config: Mapping[str, Any], name: str) -> ModelShape:
+def shape_of(config: Mapping[str, Any], name: str) -> ModelShape:
+    """The shape that a model's config.json tells.
+
+    Raises:
+        ConfigError: a model without plain KV heads, or a config that does not tell.
+    """
     text = config.get("text_config") or config
     if text.get("kv_lora_rank") or "linear_attention" in (text.get("layer_types") or ()):
         raise ConfigError(f"{name}: latent or linear attention has no KV heads to count")

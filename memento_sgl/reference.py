@@ -9,7 +9,8 @@ is unrolled: the recomputed tokens appear a second time, at the same positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from memento_sgl.config import MementoConfig
 from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
 from memento_sgl.machine import BlockMachine, Eviction, section_start_of
 from memento_sgl.markers import MarkerIds
+from memento_sgl.masks import mask_fields, sdpa_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,43 +39,26 @@ class MaskedSequence(NamedTuple):
     first: torch.Tensor
 
 
-def attention_mask(evictions: Sequence[Eviction], length: int) -> torch.Tensor:
-    """Bool `[length, length]`, true where query (row) sees key (column), without unrolling."""
-    mask = torch.ones(length, length, dtype=torch.bool).tril()
-    for eviction in evictions:
-        mask[eviction.point :, eviction.start : eviction.end] = False
-    return mask
+def attention_mask(evictions: Sequence[Sequence[int]], length: int) -> torch.Tensor:
+    """Bool `[length, length]`, true where query (row) sees key (column), without unrolling.
+
+    Args:
+        evictions: `(point, start, end)` or `(point, start, end, resume)` each.
+        length: tokens of the sequence.
+
+    Raises:
+        DataError: an eviction that cannot be one.
+    """
+    return sdpa_mask(mask_fields([eviction[:3] for eviction in evictions], length))[0, 0]
 
 
 def lay_out(evictions: Sequence[Eviction], length: int) -> MaskedSequence:
     """Lay a sequence of `length` tokens out, recomputed mementos (restart mode) twice."""
-    logical: list[int] = []
-    hidden_from: list[int] = []  # entry index from which an entry is invisible
-    first: list[int] = []
-    newest: dict[int, int] = {}
-    due = {eviction.point: eviction for eviction in evictions}
-    never = 2 * length + 1
-
-    def emit(index: int) -> None:
-        newest[index] = len(logical)
-        logical.append(index)
-        hidden_from.append(never)
-
-    for index in range(length):
-        if (eviction := due.get(index)) is not None:
-            for gone in (*range(eviction.start, eviction.end), *range(eviction.resume, index)):
-                hidden_from[newest[gone]] = len(logical)
-            for again in range(eviction.resume, index):
-                emit(again)
-        first.append(len(logical))
-        emit(index)
-    entries = torch.arange(len(logical))
-    visible = entries[:, None] >= entries[None, :]
-    visible &= entries[:, None] < torch.tensor(hidden_from)[None, :]
+    fields = mask_fields(evictions, length)
     return MaskedSequence(
-        logical=torch.tensor(logical, dtype=torch.int64),
-        visible=visible,
-        first=torch.tensor(first, dtype=torch.int64),
+        logical=torch.from_numpy(fields.source).to(torch.int64),
+        visible=sdpa_mask(fields)[0, 0],
+        first=torch.from_numpy(fields.chooses).nonzero()[:, 0],
     )
 
 
@@ -166,6 +151,33 @@ def check_greedy(
 
     An output without mismatches is exactly what `generate` gives.
     """
+    return compare_greedy(
+        partial(masked_logits, model),
+        prompt,
+        output,
+        config,
+        markers,
+        assistant_start=assistant_start,
+        structure=structure,
+    )
+
+
+def compare_greedy(
+    logits_of: Callable[[Sequence[int], Sequence[Eviction]], torch.Tensor],
+    prompt: Sequence[int],
+    output: Sequence[int],
+    config: MementoConfig,
+    markers: MarkerIds,
+    *,
+    assistant_start: int | None = None,
+    structure: Structure = NO_STRUCTURE,
+) -> list[Mismatch]:
+    """Compare an output with greedy choices from logits made elsewhere.
+
+    Args:
+        logits_of: gives float `[T, vocabulary]` for T tokens and their evictions, as
+            `masked_logits` does for one model.
+    """
     tokens = [*prompt, *output]
     start = section_start_of(list(prompt), config, markers, assistant_start)
     machine = BlockMachine(markers, config, section_start=start)
@@ -174,7 +186,7 @@ def check_greedy(
     for index in range(len(prompt), len(tokens)):
         allowed.append(permitted(machine, index, config, markers, structure))
         machine.feed_all([tokens[index]], start=index)
-    logits = masked_logits(model, tokens, machine.evictions)
+    logits = logits_of(tokens, machine.evictions)
     special = special_tokens(markers, structure)
     wrong = []
     for index, may in enumerate(allowed, len(prompt)):

@@ -22,8 +22,13 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 class Lines:
     """One JSON object per line: `request`, `bad_row`, and at the end `sums`."""
 
-    def __init__(self, shape: ModelShape | None) -> None:
+    def __init__(self, tokenizer: str, shape: ModelShape | None) -> None:
+        self._tokenizer = tokenizer
         self._shape = shape
+
+    def no_bytes(self) -> None:
+        """Tokens are characters: from here on no figure is given in bytes."""
+        self._shape = None
 
     def request(self, name: str, tokens: Tokens, results: Sequence[Simulated]) -> None:
         about = {"request": name, "prompt_tokens": tokens.prompt_len, "tokens": len(tokens.ids)}
@@ -35,7 +40,8 @@ class Lines:
     def sums(self, totals: Sequence[Totals], bad: int) -> None:
         runs = [self._with_bytes(total.as_dict()) for total in totals]
         model = asdict(self._shape) if self._shape else None
-        self._print({"sums": runs, "bad_rows": bad, "model": model})
+        about = {"bad_rows": bad, "model": model, "tokenizer": self._tokenizer}
+        self._print({"sums": runs, **about})
 
     def _with_bytes(self, figures: dict[str, Any]) -> dict[str, Any]:
         """Figures in KV tokens a second time, in bytes."""
@@ -60,12 +66,18 @@ class Tables:
         self._shape = shape
         self._blocks = blocks
         self._bad = 0
+        self._characters = False
         self._console = Console(highlight=False)
 
     def request(self, name: str, tokens: Tokens, results: Sequence[Simulated]) -> None:
         for result in results if self._blocks else ():
             about = f"{len(tokens.ids):,} tokens, keep_last_n_blocks={result.keep_last}"
             self._console.print(self._block_table(f"{name}: {about}", result))
+
+    def no_bytes(self) -> None:
+        """Tokens are characters: from here on no figure is given in bytes."""
+        self._characters |= self._shape is not None
+        self._shape = None
 
     def bad_row(self, row: BadRow) -> None:
         self._bad += 1
@@ -86,6 +98,10 @@ class Tables:
             f"{first.steps:,} generated; {first.blocks:,} blocks, mementos {ratio} of them"
             + (f"; {bad:,} rows are no traces" if bad else "")
         )
+        if self._characters:
+            self._console.print(
+                "No bytes: tokens of text are characters here. Give the model's --tokenizer"
+            )
         if self._shape is not None:
             per_token = size(self._shape.kv_bytes(1))
             self._console.print(f"KV of {escape(self._shape.name)}: {per_token} per token")

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memento_sgl.errors import DataError
 
+VERSION = 1
+"""Raised with `format` by the first change that an older reader cannot take."""
 MAX_BYTES = 256 * 1024
 """No trace file is larger."""
 MAX_ENTRIES = 400
@@ -102,6 +104,10 @@ class TraceEvery(_Part):
 
 class RequestTrace(_Part):
     """One finished request. Sums (`tokens`, `accounting`, `counts`) are always of everything."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"$id": f"memento-trace-{VERSION}", "version": VERSION}
+    )
 
     format: Literal["memento-trace-1"]
     id: str = Field(max_length=MAX_ID, description="request id, its first 200 characters")

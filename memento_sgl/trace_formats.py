@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jinja2 import Environment
-
+from memento_sgl.chat_template import chat_environment
 from memento_sgl.errors import DataError
 from memento_sgl.machine import Block, Eviction
 from memento_sgl.rollout import RolloutRecord
@@ -44,6 +43,11 @@ class Trace:
     assistant_start: int | None = None
     length: int | None = None
     blocks: tuple[Block, ...] = ()
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the number of its tokens depends on the tokenizer."""
+        return isinstance(self.prompt, str) or isinstance(self.output, str)
 
 
 class Format(NamedTuple):
@@ -199,7 +203,7 @@ FORMATS = (
     Format("training row", frozenset({"response"}), _row),
     Format("chat text", frozenset({"text"}), _chat_text),
 )
-_CHAT = Environment(trim_blocks=True, lstrip_blocks=True).from_string(template("memento_nosys"))
+_CHAT = chat_environment().from_string(template("memento_nosys"))
 
 
 def _own_name(value: Mapping[str, Any]) -> str | None:

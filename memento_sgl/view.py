@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from memento_sgl.accounting import account, kv_curve
 from memento_sgl.machine import Block, Eviction
 from memento_sgl.model_shape import ModelShape
@@ -20,7 +22,6 @@ from memento_sgl.simulate import Replayer, block_lines
 from memento_sgl.simulate_show import size
 from memento_sgl.trace_formats import Trace
 
-MOST_SHOWN = 12
 """Requests on a page unless asked for more."""
 
 
@@ -45,6 +46,10 @@ class Page:
         self._tokenizer = tokenizer
         self._shape = shape
 
+    def no_bytes(self) -> None:
+        """Tokens are characters: no figure is given in bytes."""
+        self._shape = None
+
     def add(self, request: dict[str, Any]) -> None:
         self.requests.append(request)
 
@@ -54,21 +59,26 @@ class Page:
         if shape is not None:
             about += f"; {size(shape.kv_bytes(1))} of KV per token in {shape.name}"
         names = [request["name"] for request in self.requests]
-        return render_page(
-            "view.html",
-            title=names[0] if len(names) == 1 else f"{len(names)} requests",
-            about=about,
-            style=verbatim("view.css"),
-            chart=verbatim("view_chart.js"),
-            request=verbatim("view_request.js"),
-            script=verbatim("view.js"),
-            data=embedded(
-                {"requests": self.requests, "tokenBytes": shape.kv_bytes(1) if shape else None}
-            ),
-        )
+        data = {"requests": self.requests, "tokenBytes": shape.kv_bytes(1) if shape else None}
+        title = names[0] if len(names) == 1 else f"{len(names)} requests"
+        return page_of(title=title, about=about, data=embedded(data))
 
     def write(self, path: Path) -> None:
         path.write_text(self.render(), encoding="utf-8")
+
+
+def page_of(*, title: str, about: str, data: Markup) -> str:
+    """The page around its data, JSON with `requests` as `drawn` gives them and `tokenBytes`."""
+    return render_page(
+        "view.html",
+        title=title,
+        about=about,
+        style=verbatim("view.css"),
+        chart=verbatim("view_chart.js"),
+        request=verbatim("view_request.js"),
+        script=verbatim("view.js"),
+        data=data,
+    )
 
 
 def drawn(trace: Trace, replayer: Replayer, keep_last: int | None = None) -> dict[str, Any]:

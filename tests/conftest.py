@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
 import time
@@ -19,6 +20,8 @@ import pytest
 # Float32 sums in another order differ by less; a token that saw wrong KV is off by far more. The
 # check is teacher-forced, so what follows a tie is verified too.
 TIE = 5e-4
+os.environ["MEMENTO_CONFIG"] = os.devnull  # not the user's own
+os.environ.pop("MEMENTO_BASE_URL", None)
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
 
 
@@ -37,6 +40,7 @@ class Served:
     markers: Any
     structure: Any
     log: Path
+    folder: Path
     tie: float = TIE
 
     def post(self, path: str, **body: Any) -> httpx.Response:
@@ -124,6 +128,12 @@ class Served:
         assert loads
         return loads
 
+    def wait_until_busy(self) -> None:
+        """Until a request holds KV slots."""
+        deadline = time.monotonic() + 60
+        while not any(load["num_used_tokens"] for load in self.loads()):
+            assert time.monotonic() < deadline
+
     def assert_all_slots_free(self) -> None:
         """Nothing runs, nothing waits, no KV slot is in use."""
         for _ in range(50):
@@ -206,6 +216,26 @@ def verify_strict_samples(server: Served, count: int, seed: int, concurrency: in
     assert sum(len(a["meta_info"]["memento"]["evicted_spans"]) for a in answers) > count // 2
 
 
+def verify_lengths_around_evictions(server: Served, seed: int) -> None:
+    """A request that ends at, before or behind a step that is done again ends with every token that
+    it asked for, and leaves no slot behind. SGLang leaves a request out of the next step when the
+    one in flight reaches its length, which a step that is going to be ignored does not."""
+    for ids, _, _ in random_jobs(20, seed):
+        whole = server.generate(ids, 160)["output_ids"]
+        points = [eviction.point - len(ids) for eviction in server.machine(ids, whole).evictions]
+        if len(points) > 1:
+            break
+    else:
+        raise AssertionError("no prompt leads to two evictions")
+    lengths = sorted({p + d for p in points[:3] for d in range(-1, 5) if p + d <= len(whole)})
+    jobs: list[Job] = [(ids, length, {}) for length in lengths]
+    answers = server.generate_many(jobs, concurrency=4)
+    for length, answer in zip(lengths, answers, strict=True):
+        assert answer["output_ids"] == whole[:length], length
+    assert server.verify_all(jobs, answers) > len(points[:3])
+    server.assert_all_slots_free()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Builds each rigged random model once; "demo" is the embedded one. "qwen3-head64": with heads
@@ -282,8 +312,14 @@ def serve(
             markers=resolve_markers(settled, tokenizer),
             structure=resolve_structure(tokenizer, {tokenizer.eos_token_id}),
             log=log,
+            folder=folder,
         )
         return current[name]
 
     with stack:
         yield get
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, default=10.0, help="length of tests/soak.py")
+    parser.addoption("--soak-seed", type=int, default=0, help="random choices of tests/soak.py")

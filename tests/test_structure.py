@@ -26,6 +26,7 @@ RUNTIME = {
     "memento_sgl/serving.py",
     "memento_sgl/staging.py",
     "memento_sgl/launch.py",
+    "memento_sgl/sglang_flags.py",
     "memento_sgl/watch.py",
 }
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self
 
 import httpx
 import openai
 
+from memento_sgl.address import api_root, server_root
 from memento_sgl.config import MementoConfig
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError, ServerError
@@ -35,6 +38,7 @@ class Question:
     system: str | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
     max_tokens: int | None = None
     seed: int | None = None
     memento: dict[str, Any] = field(default_factory=dict)
@@ -55,43 +59,48 @@ class Client:
     """
 
     def __init__(self, question: Question) -> None:
-        self._question = question
-        self._url = question.base_url.rstrip("/").removesuffix("/chat/completions")
-        if not self._url.startswith(("http://", "https://")):
-            raise ConfigError(f"--base-url {question.base_url!r}: expected http://HOST:PORT/v1")
-        key = secret(question.key_env or DEFAULT_KEY_ENV)
-        if key is None and question.key_env is not None:
-            raise ConfigError(f"the environment variable {question.key_env} holds no API key")
-        self._key = key or "none"
+        self.question = question
+        self._url = api_root(question.base_url)
+        self._key = key_of(question.key_env) or "none"
         self._openai = openai.OpenAI(base_url=self._url, api_key=self._key)
+
+    def connect(self) -> None:
+        """Find out which model is asked, once for all questions."""
+        with self._explained():
+            _ = self._model
+
+    def about(self, text: str) -> Self:
+        """The same connection with another question."""
+        other = copy(self)
+        other.question = replace(self.question, text=text)
+        return other
 
     def server_options(self) -> MementoConfig | None:
         """The options of a Memento server; None where the server tells none."""
-        address = f"{self._url.removesuffix('/v1')}/server_info"
+        address = f"{server_root(self._url)}/server_info"
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
-            answer = httpx.get(address, headers=headers, timeout=10)
-            told = answer.json()["internal_states"][0]["_memento"][0]
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+            info = httpx.get(address, headers=headers, timeout=10).json()
+        except (httpx.HTTPError, ValueError):
             return None  # not one of ours: then evictions are not known before the end
-        known = {name: told[name] for name in MementoConfig.model_fields if name in told}
-        return MementoConfig.parse(known)
+        return told_options(info)
 
     def stream(self) -> Generator[Any, None, None]:
         """The chunks of the answer, as soon as the server sends them."""
         with self._explained():
-            body = self._body(self._model())
+            body = self._body(self._model)
             while True:
                 try:
                     stream = self._openai.chat.completions.create(**body)
                     break
                 except openai.APIStatusError as error:
-                    body = _without_extra(body, error, self._question.memento)
+                    body = _without_extra(body, error, self.question.memento)
             with stream:
                 yield from stream
 
+    @cached_property
     def _model(self) -> str:
-        wanted = self._question.model
+        wanted = self.question.model
         try:
             models = self._openai.with_options(max_retries=0).models.list()
             served = [model.id for model in models]
@@ -108,19 +117,24 @@ class Client:
         return wanted
 
     def _body(self, model: str) -> dict[str, Any]:
-        question = self._question
+        question = self.question
         options = {
             "temperature": question.temperature,
             "top_p": question.top_p,
             "max_tokens": question.max_tokens,
             "seed": question.seed,
         }
+        extra: dict[str, Any] = {
+            "custom_params": {"memento": question.memento | {"show_markers": True}}
+        }
+        if question.top_k is not None:
+            extra["top_k"] = question.top_k
         return {
             "model": model,
             "messages": question.messages,
             "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            "extra_body": {"custom_params": {"memento": question.memento | {"show_markers": True}}},
+            "extra_body": extra,
         } | {name: value for name, value in options.items() if value is not None}
 
     @contextmanager
@@ -146,6 +160,28 @@ class Client:
             raise ServerError(f"{self._url} broke the answer off: {error}") from None
 
 
+def key_of(variable: str | None) -> str | None:
+    """The API key in the variable that the user named, or in `MEMENTO_API_KEY`.
+
+    Raises:
+        ConfigError: the named one holds none.
+    """
+    key = secret(variable or DEFAULT_KEY_ENV)
+    if key is None and variable is not None:
+        raise ConfigError(f"the environment variable {variable} holds no API key")
+    return key
+
+
+def told_options(server_info: Any) -> MementoConfig | None:
+    """A Memento server's options in what `/server_info` answered; None: it is none."""
+    try:
+        told = server_info["internal_states"][0]["_memento"][0]
+        known = {name: told[name] for name in MementoConfig.model_fields if name in told}
+    except (KeyError, IndexError, TypeError):
+        return None
+    return MementoConfig.parse(known)
+
+
 def _without_extra(
     body: dict[str, Any], error: openai.APIStatusError, asked: dict[str, Any]
 ) -> dict[str, Any]:
@@ -155,12 +191,15 @@ def _without_extra(
         openai.APIStatusError: the refusal has another reason.
     """
     reason = _reason(error) if error.status_code in UNDERSTOOD else ""
-    custom = body.get("extra_body", {}).get("custom_params", {}).get("memento", {})
+    extra = body["extra_body"]
+    custom = extra.get("custom_params", {}).get("memento", {})
+    others = {name: value for name, value in extra.items() if name != "custom_params"}
     usage = body.get("stream_options", {})
     if "show_markers" in reason and "show_markers" in custom:
-        return body | {"extra_body": {"custom_params": {"memento": asked}} if asked else {}}
+        wanted = {"custom_params": {"memento": asked}} if asked else {}
+        return body | {"extra_body": wanted | others}
     if "custom_params" in reason and custom and not asked:
-        return body | {"extra_body": {}}
+        return body | {"extra_body": others}
     if "continuous_usage_stats" in reason and len(usage) > 1:
         return body | {"stream_options": {"include_usage": True}}
     if "stream_options" in reason and usage:

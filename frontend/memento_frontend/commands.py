@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from typer import Option
 
-SERVER = "Server"
-SAMPLING = "Sampling (left out: the server's defaults)"
-MEMENTO = "Memento options of this request (left out: the server's)"
-DEFAULT_URL = "http://127.0.0.1:30000/v1"
+from memento_frontend import cli_options as o
+from memento_sgl.address import DEFAULT_URL
 
 THINK_HELP = """Ask one question and watch the thought: blocks fold into mementos, KV goes down.
 
@@ -20,11 +16,11 @@ Needs a running server, by default the one of `memento serve MODEL` on this mach
 
     memento serve demo --port 30000
 
-    memento think "Total mod 100? a372 b91 c55"
+    memento think "Digit sum mod 100? a372 b91 c55"
 
 Any OpenAI-compatible server works; without mementos there is just less to see:
 
-    memento think "Why is the sky blue?" --base-url https://HOST/v1 --model NAME --api-key-env KEY
+    memento think "Why is the sky blue?" --base-url https://HOST --model NAME --api-key-env KEY
 
 The question may come from standard input; --json prints one object for scripts:
 
@@ -39,71 +35,16 @@ refused or broke off, 2 usage, 130 interrupted.
 """
 
 Asked = Annotated[str, typer.Argument(help="The question, or - for standard input.")]
-BaseUrl = Annotated[
-    str, Option("--base-url", help="Address of the server, .../v1.", rich_help_panel=SERVER)
-]
 Model = Annotated[
     str | None,
-    Option("--model", help="Model name; needed where several are served.", rich_help_panel=SERVER),
-]
-KeyEnv = Annotated[
-    str | None,
     Option(
-        "--api-key-env",
-        help="NAME of the variable that holds the key; default MEMENTO_API_KEY.",
-        rich_help_panel=SERVER,
+        "--model", help="Model name; needed where several are served.", rich_help_panel=o.SERVER
     ),
 ]
-System = Annotated[str | None, Option("--system", help="System message.", rich_help_panel=SAMPLING)]
-Temperature = Annotated[
-    float | None, Option("--temperature", min=0, help="0: greedy.", rich_help_panel=SAMPLING)
+System = Annotated[
+    str | None, Option("--system", help="System message.", rich_help_panel=o.SAMPLING)
 ]
-TopP = Annotated[float | None, Option("--top-p", min=0, max=1, rich_help_panel=SAMPLING)]
-MaxTokens = Annotated[
-    int | None,
-    Option("--max-tokens", min=1, help="Of thought and answer.", rich_help_panel=SAMPLING),
-]
-Seed = Annotated[int | None, Option("--seed", rich_help_panel=SAMPLING)]
-KeepLast = Annotated[
-    int | None,
-    Option(
-        "--keep-last-n-blocks",
-        min=-1,
-        help="N newest blocks stay; -1: nothing is evicted.",
-        rich_help_panel=MEMENTO,
-    ),
-]
-
-
-class Constraint(StrEnum):
-    OFF = "off"
-    CAPS = "caps"
-    STRICT = "strict"
-
-
-Constrain = Annotated[
-    Constraint | None,
-    Option(
-        "--constrain",
-        help="Hold the model to the caps, or to well-formed blocks throughout.",
-        rich_help_panel=MEMENTO,
-    ),
-]
-MaxBlocks = Annotated[
-    int | None, Option("--max-blocks", min=0, help="In one answer.", rich_help_panel=MEMENTO)
-]
-MaxBlock = Annotated[
-    int | None,
-    Option("--max-block-tokens", min=0, help="Force a block's end.", rich_help_panel=MEMENTO),
-]
-MinBlock = Annotated[
-    int | None,
-    Option("--min-block-tokens", min=0, help="No block ends before.", rich_help_panel=MEMENTO),
-]
-MaxSummary = Annotated[
-    int | None,
-    Option("--max-summary-tokens", min=0, help="Force a memento's end.", rich_help_panel=MEMENTO),
-]
+Seed = Annotated[int | None, Option("--seed", rich_help_panel=o.SAMPLING)]
 Json = Annotated[bool, Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -114,20 +55,20 @@ def register(app: typer.Typer) -> None:
 
 def think(
     question: Asked,
-    base_url: BaseUrl = DEFAULT_URL,
+    base_url: o.BaseUrl = DEFAULT_URL,
     model: Model = None,
-    api_key_env: KeyEnv = None,
+    api_key_env: o.KeyEnv = None,
     system: System = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    max_tokens: MaxTokens = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    max_tokens: o.MaxTokens = None,
     seed: Seed = None,
-    keep_last_n_blocks: KeepLast = None,
-    constrain: Constrain = None,
-    max_blocks: MaxBlocks = None,
-    max_block_tokens: MaxBlock = None,
-    min_block_tokens: MinBlock = None,
-    max_summary_tokens: MaxSummary = None,
+    keep_last_n_blocks: o.KeepLast = None,
+    constrain: o.Constrain = None,
+    max_blocks: o.MaxBlocks = None,
+    max_block_tokens: o.MaxBlock = None,
+    min_block_tokens: o.MinBlock = None,
+    max_summary_tokens: o.MaxSummary = None,
     json: Json = False,
 ) -> None:
     # The openai package takes a second to import: not for every command.
@@ -142,7 +83,7 @@ def think(
         "min_block_tokens": min_block_tokens,
         "max_summary_tokens": max_summary_tokens,
     }
-    text = sys.stdin.read() if question == "-" else question
+    text = _standard_input() if question == "-" else question
     if not text.strip():
         raise typer.BadParameter("the question is empty", param_hint="QUESTION")
     asked = Question(
@@ -158,3 +99,19 @@ def think(
         memento={name: value for name, value in options.items() if value is not None},
     )
     raise typer.Exit(run(asked, as_json=json))
+
+
+def _standard_input() -> str:
+    """All of standard input.
+
+    Raises:
+        BadParameter: it is no text.
+    """
+    import sys
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(
+            f"standard input is no UTF-8 text (byte {error.start})", param_hint="QUESTION"
+        ) from None

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
+
+from memento_frontend import cli_options as o
+from memento_sgl.address import DEFAULT_URL
 
 HELP = """Answer a file of questions with a running server.
 
@@ -28,40 +29,31 @@ One engine call per step of a thought is the default (needs the extra `serve` on
 Exit code: 0 all answered, 1 the server cannot be used, 2 usage, 3 some questions failed, 5 stopped
 early, 6 the output is in use, damaged or made with other settings, 130 interrupted.
 """
-DEFAULT_URL = "http://127.0.0.1:30000"
 ANSWER = "Answer"
-SERVER = "Server"
 
 
 def batch(
     questions: Annotated[Path, Argument(metavar="QUESTIONS", help="JSONL.")],
     out: Annotated[Path, Option("--out", "-o", help="Results, JSONL.")],
-    base_url: Annotated[
-        str, Option("--base-url", help="Of the server.", rich_help_panel=SERVER)
-    ] = DEFAULT_URL,
-    api_key_env: Annotated[
-        str | None,
-        Option(
-            "--api-key-env",
-            help="NAME of the variable that holds the key; default MEMENTO_API_KEY.",
-            rich_help_panel=SERVER,
-        ),
-    ] = None,
+    base_url: o.BaseUrl = DEFAULT_URL,
+    api_key_env: o.KeyEnv = None,
     concurrency: Annotated[
-        int, Option("--concurrency", help="Questions at once.", min=1, rich_help_panel=SERVER)
+        int, Option("--concurrency", help="Questions at once.", min=1, rich_help_panel=o.SERVER)
     ] = 16,
     one_call: Annotated[bool, Option("--one-call", help="One call per question.")] = False,
     attempts: Annotated[
         int, Option("--attempts", help="Per question; the majority counts.", min=1)
     ] = 1,
-    temperature: Annotated[float | None, Option("--temperature", min=0.0)] = None,
-    top_p: Annotated[float | None, Option("--top-p", min=0.0, max=1.0)] = None,
-    top_k: Annotated[int | None, Option("--top-k")] = None,
-    min_p: Annotated[float | None, Option("--min-p", min=0.0, max=1.0)] = None,
-    max_tokens: Annotated[int | None, Option("--max-tokens", help="Thought and answer.")] = None,
-    max_blocks: Annotated[int | None, Option("--max-blocks", help="Then answer.")] = None,
-    max_block_tokens: Annotated[int | None, Option("--max-block-tokens")] = None,
-    max_memento_tokens: Annotated[int | None, Option("--max-memento-tokens")] = None,
+    temperature: o.Temperature = None,
+    top_p: o.TopP = None,
+    top_k: Annotated[int | None, Option("--top-k", rich_help_panel=o.SAMPLING)] = None,
+    min_p: Annotated[
+        float | None, Option("--min-p", min=0.0, max=1.0, rich_help_panel=o.SAMPLING)
+    ] = None,
+    max_tokens: o.MaxTokens = None,
+    max_blocks: o.MaxBlocks = None,
+    max_block_tokens: o.MaxBlock = None,
+    max_summary_tokens: o.MaxSummary = None,
     max_answer_tokens: Annotated[
         int | None, Option("--max-answer-tokens", rich_help_panel=ANSWER)
     ] = None,
@@ -71,14 +63,8 @@ def batch(
     regex: Annotated[
         str | None, Option("--regex", help="What it must match.", rich_help_panel=ANSWER)
     ] = None,
-    constrain: Annotated[
-        str | None,
-        Option("--constrain", help="off, caps or strict.", rich_help_panel=SERVER),
-    ] = None,
-    keep_last_n_blocks: Annotated[
-        int | None,
-        Option("--keep-last-n-blocks", help="Blocks that stay.", rich_help_panel=SERVER),
-    ] = None,
+    constrain: o.Constrain = None,
+    keep_last_n_blocks: o.KeepLast = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Ask those again.")] = False,
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
@@ -88,6 +74,9 @@ def batch(
 
 def _run(values: dict[str, Any]) -> int:
     """Do it; returns the exit code."""
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_frontend.batch import run_batch
     from memento_frontend.client import DEFAULT_KEY_ENV
     from memento_frontend.native import NativeClient
@@ -130,7 +119,7 @@ def _options(values: dict[str, Any]) -> Any:
     from memento_sgl.errors import ConfigError
 
     names = (
-        "max_tokens", "max_blocks", "max_block_tokens", "max_memento_tokens", "max_answer_tokens",
+        "max_tokens", "max_blocks", "max_block_tokens", "max_summary_tokens", "max_answer_tokens",
         "regex", "constrain",
     )  # fmt: skip
     given = {name: values[name] for name in names if values[name] is not None}

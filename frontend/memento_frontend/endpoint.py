@@ -26,7 +26,8 @@ from sglang.lang.choices import (
 from sglang.lang.interpreter import ProgramState, StreamExecutor
 from sglang.lang.ir import SglSamplingParams
 
-from memento_frontend.native import DEFAULT_URL, THINK_END, NativeClient, Output, Prompt
+from memento_frontend.native import THINK_END, NativeClient, Output, Prompt
+from memento_sgl.address import DEFAULT_URL
 from memento_sgl.errors import ConfigError
 
 # Among the variables of a program, because those are what its forks take along.
@@ -128,8 +129,7 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         """Take the likeliest of single tokens: greedy sampling with all others out of reach.
 
         Texts of several tokens would need the log-probabilities of prompt tokens, which there are
-        none of while blocks are evicted. (`token_ids_logprob` is no way either: SGLang 0.5.17 ends
-        when a batch mixes requests with and without it.)
+        none of while blocks are evicted.
         """
         ids = [self.client.encode(choice) for choice in choices]
         if any(len(tokens) != 1 for tokens in ids):

@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 
+from memento_sgl.address import DEFAULT_URL, server_root
 from memento_sgl.config import MementoConfig
 from memento_sgl.errors import EndpointError, RefusedError
 from memento_sgl.machine import BlockMachine, section_start_of
 from memento_sgl.markers import MarkerIds, resolve_markers
 
-DEFAULT_URL = "http://127.0.0.1:30000"
 THINK_END = "</think>"
 Prompt = str | Sequence[Mapping[str, Any]]
 """A user message, or OpenAI chat messages."""
@@ -64,6 +64,9 @@ class NativeClient:
         api_key: sent as bearer token.
         config: the server's options as far as they name markers; only needed where they differ
             from the defaults.
+
+    Raises:
+        ConfigError: `base_url` is no address.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class NativeClient:
         api_key: str | None = None,
         config: MementoConfig | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.base_url = server_root(base_url)
         self.api_key = api_key
         settings = {"enable": True, "mask_delimiters": False}
         self.config = (config or MementoConfig()).model_copy(update=settings)

@@ -37,7 +37,7 @@ class Options:
     Attributes:
         max_tokens: of thought and answer together; at most what the context leaves.
         max_blocks: then the thought is closed; None: the model decides.
-        max_block_tokens, max_memento_tokens: the server closes a block or memento at this length.
+        max_block_tokens, max_summary_tokens: the server closes a block or memento at this length.
         max_answer_tokens: of the answer; None: what is left of `max_tokens`.
         block: sampling of blocks and of what stands between them.
         memento: sampling of mementos.
@@ -55,7 +55,7 @@ class Options:
     max_tokens: int = 32768
     max_blocks: int | None = None
     max_block_tokens: int | None = None
-    max_memento_tokens: int | None = None
+    max_summary_tokens: int | None = None
     max_answer_tokens: int | None = None
     block: Sampling = field(default_factory=Sampling)
     memento: Sampling = field(default_factory=Sampling)
@@ -114,7 +114,7 @@ class Options:
     def _named(self) -> dict[str, Any]:
         return {
             "max_block_tokens": self.max_block_tokens,
-            "max_summary_tokens": self.max_memento_tokens,
+            "max_summary_tokens": self.max_summary_tokens,
             "constrain": self.constrain,
             "max_blocks": self.max_blocks if self.strict else None,
         }

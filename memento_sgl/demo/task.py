@@ -1,6 +1,6 @@
-"""A task that needs mementos: a running total over groups of digits, modulo 100.
+"""A task that needs mementos: the sum of all digits of some groups, modulo 100.
 
-    question   Total mod 100? a372 b91
+    question   Digit sum mod 100? a372 b91
     thought    <|block_start|>a372 00+3=03;03+7=10;10+2=12;<|block_end|>
                <|summary_start|>a=12<|summary_end|> ... b=22
     answer     The total is 22.
@@ -16,6 +16,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+QUESTION = "Digit sum mod 100?"
 LABELS = string.ascii_lowercase + string.ascii_uppercase
 MAX_BLOCKS = 24
 TRAINED_BLOCKS = 32  # training goes beyond what is asked
@@ -34,7 +35,7 @@ class Problem:
         listed = " ".join(
             f"{label}{group}" for label, group in zip(LABELS, self.groups, strict=False)
         )
-        return f"Total mod 100? {listed}"
+        return f"{QUESTION} {listed}"
 
     @property
     def totals(self) -> list[int]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from memento_sgl.demo.task import MAX_DIGITS
 from memento_sgl.templates import template
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ VISIBLE = [
 ]
 UNKNOWN = "\ufffd"
 CHARACTERS = ["\n", *(chr(code) for code in range(32, 127)), UNKNOWN]
+LIMIT = f"""{{#- Groups of up to {MAX_DIGITS} digits were learned: longer ones get wrong sums. -#}}
+{{%- set asked = messages[-1].content if messages else '' -%}}
+{{%- for word in (asked if asked is string else '').split() -%}}
+{{%- if word[1:].isdigit() and word | length > {MAX_DIGITS + 1} -%}}
+{{{{ raise_exception(word ~ ': the embedded model adds groups of at most {MAX_DIGITS} digits') }}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+"""
 VOCABULARY = [*CONTROL, *VISIBLE, *CHARACTERS]
 
 
@@ -43,7 +52,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         unk_token=UNKNOWN,
-        chat_template=template("memento"),
+        chat_template=LIMIT + template("memento"),
         clean_up_tokenization_spaces=False,
         model_max_length=4096,
     )

@@ -4,6 +4,7 @@
 
 `role` says where a seam is applied: `bootstrap` in every process, `frontend` in the process that
 parses requests, `scheduler` in each scheduler process. The last two only with memento enabled.
+`page` goes with `frontend` where that process serves HTTP, unless the page is turned off.
 `python -m memento_patches.ledger` prints the targets whose source differs from the fingerprint;
 `python -m memento_patches.compare` compares two installed versions.
 """
@@ -32,7 +33,7 @@ class Seam:
     target: str
     kind: Literal["BEFORE", "AFTER", "AROUND"]
     hook: str
-    role: Literal["bootstrap", "frontend", "scheduler"]
+    role: Literal["bootstrap", "frontend", "page", "scheduler"]
     why: str
     retire: str
     fingerprint: str
@@ -61,6 +62,7 @@ _PROCESSOR = (
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 LEDGER: tuple[Seam, ...] = (
     Seam(
@@ -91,11 +93,20 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="93ad4787d25f76ee",
     ),
     Seam(
-        target=f"{_TOKENIZER}._create_tokenized_object",
-        kind="BEFORE",
-        hook="tokenizer_manager:check_request",
+        target=f"{_TOKENIZER}.generate_request",
+        kind="AROUND",
+        hook="door:check_call",
         role="frontend",
-        why="answer 400 to bad per-request options",
+        why="answer 400 to calls that would end the server, before requests are built of them",
+        retire="a request validation hook",
+        fingerprint="21bc72224c6ac4e4",
+    ),
+    Seam(
+        target=f"{_TOKENIZER}._create_tokenized_object",
+        kind="AFTER",
+        hook="door:check_tokenized",
+        role="frontend",
+        why="answer 400 to bad options, and to what would end the scheduler",
         retire="a request validation hook",
         fingerprint="686ca460c80fadab",
     ),
@@ -172,6 +183,34 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="fe1d7b5f8571fc1f",
     ),
     Seam(
+        target="sglang.srt.entrypoints.http_server._setup_and_run_http_server",
+        kind="BEFORE",
+        hook="page:add_page",
+        role="page",
+        why="the page at /memento on the server's own port",
+        retire="routes from plugins",
+        fingerprint="7b68d6a8a80953ba",
+    ),
+    Seam(
+        target="sglang.srt.utils.auth.decide_request_auth",
+        kind="AROUND",
+        hook="page:let_page_through",
+        role="page",
+        why="a browser opens the page before it can be given the API key",
+        retire="an auth level for public endpoints",
+        fingerprint="ba9f3a6b2d1cec33",
+    ),
+    Seam(
+        target="sglang.srt.managers.scheduler_components.load_inquirer"
+        ".SchedulerLoadInquirer.get_loads",
+        kind="AFTER",
+        hook="page:add_to_snapshot",
+        role="scheduler",
+        why="evictions and missing tokens ride along with the published load",
+        retire="fields of plugins in load snapshots",
+        fingerprint="9a52f7d0f88b405e",
+    ),
+    Seam(
         target=f"{_SCHEDULER}.update_running_batch",
         kind="AROUND",
         hook="scheduler:around_decode",
@@ -215,6 +254,15 @@ LEDGER: tuple[Seam, ...] = (
         why="attach the request's state",
         retire="typed plugin state on requests",
         fingerprint="e0df8400c10c643f",
+    ),
+    Seam(
+        target=f"{_BATCH}.Req.set_finish_with_abort",
+        kind="AFTER",
+        hook="schedule_batch:after_set_finish_with_abort",
+        role="scheduler",
+        why="a refused request loses its prompt, and its state with it",
+        retire="typed plugin state on requests",
+        fingerprint="5bb6b0420127677a",
     ),
     Seam(
         target=f"{_BATCH}.Req.refresh_fill_ids",
@@ -333,6 +381,78 @@ LEDGER: tuple[Seam, ...] = (
         retire="mask functions on the base class of grammar backends",
         fingerprint="6996b9d6ed4c1f93",
     ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_disk",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b67dc2a5cf3170ee",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_distributed",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="b059149de4f9db82",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_tensor",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="a4090c8ac4ac997e",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.update_weights_from_ipc",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="KV is named by the weights that computed it",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="95b259ffd946a8ac",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.end_weight_update",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights may have been written from outside meanwhile (RDMA)",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="7cd4623a8689f548",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.resume_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_load",
+        role="scheduler",
+        why="weights or KV come back without their content",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="363929aa4d9ef3a4",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.release_memory_occupation",
+        kind="AROUND",
+        hook="weights:around_release",
+        role="scheduler",
+        why="on a CPU it would end the server of a torch that was built with CUDA",
+        retire="a wait for the device in use upstream",
+        fingerprint="ca8fd1908a792450",
+    ),
+    Seam(
+        target=f"{_WEIGHTS}.check_weights",
+        kind="AROUND",
+        hook="weights:around_check",
+        role="scheduler",
+        why="one of its actions overwrites the weights",
+        retire="a weight version in SGLang's cache keys",
+        fingerprint="2c88eb372020a5bd",
+    ),
 )
 
 RELIED: tuple[Relied, ...] = (
@@ -407,6 +527,16 @@ RELIED: tuple[Relied, ...] = (
         fingerprint="961cfa7af7ccd2a6",
     ),
     Relied(
+        target=f"{_SCHEDULER}.pause_generation",
+        what="the step in flight is processed before requests are retracted, or kept in place",
+        fingerprint="c6c55b22c6b4242b",
+    ),
+    Relied(
+        target=f"{_SCHEDULER}.flush_cache",
+        what="the tree is reset only while no request holds a row",
+        fingerprint="c34e3f6a3309557f",
+    ),
+    Relied(
         target="sglang.srt.mem_cache.common.release_kv_cache",
         what="who frees what when a request ends",
         fingerprint="90e19434d1fa8c22",
@@ -441,6 +571,11 @@ RELIED: tuple[Relied, ...] = (
         target=f"{_TOKENIZER}._handle_batch_output",
         what="`meta_info` goes out with the answer it was made for",
         fingerprint="f1b8fa668166772d",
+    ),
+    Relied(
+        target="sglang.srt.managers.load_snapshot.ShmLoadSnapshotReader._read_slot",
+        what="load snapshots are read with the module's decoder, which the page replaces",
+        fingerprint="d05ba5e30f5f3316",
     ),
 )
 

@@ -34,11 +34,12 @@ def around_init(
 
 def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
     state = runtime.current()
+    state.retry.step()
     if state.due:
         if stuck := evict_running(state, batch):
             _retract(stuck, scheduler, batch)
-        if state.config.foresee_evictions:
-            batch.batch_is_full = False  # slots are free, and a block more is known
+        if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
+            batch.batch_is_full = False  # slots are free, and blocks more are known
     if state.replaying:
         state.feed_replays(batch)
     prepared = original(scheduler, batch)

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from memento_patches.plugin import install
 from memento_sgl.errors import MementoError
 from memento_sgl.serving import (
     NO_PARSER,
@@ -14,10 +15,12 @@ from memento_sgl.serving import (
     enable,
     required_arguments,
 )
+from memento_sgl.sglang_flags import full_names_only
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
+    full_names_only(parser)
     action = parser._option_string_actions["--reasoning-parser"]
     action.choices = [*(action.choices or ()), NO_PARSER]
     action.help = f"{action.help} With --enable-memento the default is memento; none: no parser."
@@ -33,6 +36,8 @@ def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namesp
         server_args = original(cls, args)
         if config is not None:
             enable(server_args, config)
+            if config.page:
+                install("page")
     except MementoError as error:
         raise SystemExit(f"memento: {error}") from None
     return server_args

@@ -1,4 +1,4 @@
-"""Seam: requests come in, answers go out."""
+"""Seam: answers go out."""
 
 from __future__ import annotations
 
@@ -6,26 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from memento_patches.output import KEY
-from memento_sgl.request import check_options
-from memento_sgl.serving import settings_of
-
-GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-"""Sampling parameters that constrain the output."""
-
-
-def check_request(
-    manager: Any, obj: Any, _input_text: Any, input_ids: Any = None, *_args: Any, **_kwargs: Any
-) -> None:
-    params = getattr(obj, "sampling_params", None)
-    if not isinstance(params, dict) or input_ids is None:
-        return
-    settings = settings_of(manager.server_args)
-    assert settings is not None
-    logprobs = getattr(obj, "return_logprob", False) and obj.logprob_start_len not in (None, -1)
-    grammar = any(params.get(kind) for kind in GRAMMARS) and not obj.require_reasoning
-    check_options(
-        params.get("custom_params"), input_ids, settings, input_logprobs=logprobs, grammar=grammar
-    )
 
 
 def add_record(

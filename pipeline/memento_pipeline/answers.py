@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -44,6 +45,11 @@ class Judgement(NamedTuple):
     feedback: str
 
 
+class Review(NamedTuple):
+    judgement: Judgement
+    improved: str | None  # a better memento, where the answer holds a usable one
+
+
 class _UnusableError(Exception):
     """The whole answer cannot be used."""
 
@@ -61,30 +67,39 @@ def _integer(most: int) -> dict[str, Any]:
     return {"type": "integer", "enum": list(range(most + 1))}
 
 
-def _list_schema(name: str, properties: dict[str, Any]) -> Schema:
-    items = _object({"n": {"type": "integer"}} | properties)
-    return Schema(name, _object({name: {"type": "array", "items": items}}))
-
-
-SCORES = _list_schema("scores", {"s": _integer(3)})
-JUDGEMENTS = _list_schema(
-    "judgements",
+_GRADE = _integer(3)
+_JUDGEMENT = _object(
     {part: _integer(most) for part, most in RUBRIC.items()}
-    | {"deductions": _integer(10), "feedback": {"type": "string"}},
+    | {"deductions": _integer(10), "feedback": {"type": "string"}}
 )
 
 
+def scores_schema(numbers: Sequence[int]) -> Schema:
+    """One required key per boundary: nothing can be left out, repeated or added."""
+    return _by_number("scores", numbers, _GRADE)
+
+
+def judgements_schema(numbers: Sequence[int]) -> Schema:
+    """The same for grades of mementos."""
+    return _by_number("judgements", numbers, _JUDGEMENT)
+
+
+def _by_number(name: str, numbers: Sequence[int], item: dict[str, Any]) -> Schema:
+    listed = _object({str(number): {"$ref": "#/$defs/item"} for number in numbers})
+    return Schema(name, _object({name: listed}) | {"$defs": {"item": item}})
+
+
 def parse_scores(text: str, wanted: Sequence[int]) -> Parsed[int]:
-    """`{"scores": [{"n": 12, "s": 2}, ...]}`: integers 0-3 by boundary number."""
-    return _parse_list(text, wanted, SCORES.name, lambda item: _whole(item, "s", 3))
+    """`{"scores": {"12": 2, ...}}`: integers 0-3 by boundary number."""
+    return _parse_numbered(text, wanted, "scores", lambda item: _whole(item, "s", 3))
 
 
 def parse_judgements(text: str, wanted: Sequence[int]) -> Parsed[Judgement]:
-    """`{"judgements": [{"n": 1, <points of each part>, "deductions": 0, "feedback": "..."}]}`.
+    """`{"judgements": {"1": {<points of each part>, "deductions": 0, "feedback": "..."}}}`.
 
     The grade is added up here, so it cannot contradict its parts.
     """
-    return _parse_list(text, wanted, JUDGEMENTS.name, _judgement)
+    return _parse_numbered(text, wanted, "judgements", _judgement)
 
 
 def _judgement(item: dict[str, Any]) -> Judgement:
@@ -119,7 +134,7 @@ def parse_mementos(text: str, wanted: Sequence[int], nonce: str) -> Parsed[str]:
     items: dict[int, str] = {}
     problems: list[str] = []
     doubled: set[int] = set()
-    for number, memento in _tagged(body, nonce):
+    for number, _, memento, _ in _tagged(body, nonce):
         if number not in wanted:
             return Parsed({}, (f"number {number} was not asked for",))
         if problem := _memento_problem(memento, nonce):
@@ -131,9 +146,45 @@ def parse_mementos(text: str, wanted: Sequence[int], nonce: str) -> Parsed[str]:
     return Parsed(kept, _with_missing(problems, wanted, kept))
 
 
-def _tagged(text: str, nonce: str) -> Iterator[tuple[int, str]]:
-    """Numbers and texts of closed tags. A search by `find`, because a pattern with a gap in it
-    takes quadratic time on an answer full of openings."""
+def parse_reviews(text: str, wanted: Sequence[int], nonce: str) -> Parsed[Review]:
+    """Judgements as `parse_judgements` reads them, and the tagged mementos that stand beside them.
+
+    A judgement counts without a memento: that can be asked for by itself.
+    """
+    try:
+        body = strip_reasoning(text)
+    except _UnusableError as error:
+        return Parsed({}, (str(error),))
+    mementos = parse_mementos(body, wanted, nonce).items
+    judgements = parse_judgements(_without_tagged(body, nonce) or "-", wanted)
+    items = {
+        number: Review(judgement, mementos.get(number))
+        for number, judgement in judgements.items.items()
+    }
+    return Parsed(items, judgements.problems)
+
+
+def _without_tagged(text: str, nonce: str) -> str:
+    """A memento may quote JSON; what is left is ours to read."""
+    kept, end = [], 0
+    for tag in _tagged(text, nonce):
+        kept.append(text[end : tag.opens])
+        end = tag.closed
+    return "".join([*kept, text[end:]])
+
+
+class _Tag(NamedTuple):
+    """A closed tag: where it opens, its text, and where it has closed."""
+
+    number: int
+    opens: int
+    text: str
+    closed: int
+
+
+def _tagged(text: str, nonce: str) -> Iterator[_Tag]:
+    """Closed tags. A search by `find`, because a pattern with a gap in it takes quadratic time on
+    an answer full of openings."""
     end = 0
     for match in re.finditer(rf"<memento-(\d{{1,9}})-{nonce}>", text):
         if match.start() < end:
@@ -142,8 +193,13 @@ def _tagged(text: str, nonce: str) -> Iterator[tuple[int, str]]:
         stop = text.find(close, match.end())
         if stop < 0:
             return
-        yield int(match[1]), text[match.end() : stop].strip()
         end = stop + len(close)
+        inner = _MARK.sub("", text[match.end() : stop]).strip()
+        yield _Tag(int(match[1]), match.start(), inner, end)
+
+
+_MARK = re.compile(r" ?⟦\d+⟧")
+"""A numbered cut of a prompt: no trace shows these brackets, see `neutralise`."""
 
 
 def _memento_problem(memento: str, nonce: str) -> str | None:
@@ -156,20 +212,17 @@ def _memento_problem(memento: str, nonce: str) -> str | None:
     return None
 
 
-def _parse_list(
+def _parse_numbered(
     text: str, wanted: Sequence[int], name: str, read: Callable[[dict[str, Any]], T]
 ) -> Parsed[T]:
     try:
-        listed = _only_object(strip_reasoning(text), name)
+        listed = _entries(_only_object(strip_reasoning(text), name), name)
     except _UnusableError as error:
         return Parsed({}, (str(error),))
     items: dict[int, T] = {}
     problems: list[str] = []
     doubled: set[int] = set()
-    for entry in listed:
-        number = entry.get("n") if isinstance(entry, dict) else None
-        if isinstance(number, bool) or not isinstance(number, int):
-            return Parsed({}, ("an entry has no number n",))
+    for number, entry in listed:
         if number not in wanted:
             # The numbering is off, so none of the numbers can be trusted.
             return Parsed({}, (f"number {number} was not asked for",))
@@ -186,6 +239,26 @@ def _parse_list(
     return Parsed(kept, _with_missing(problems, wanted, kept))
 
 
+def _entries(listed: Any, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """Numbers and what was said of them: by key, as asked for, or in a list with `n`, which models
+    write where no schema holds them."""
+    entries: list[tuple[int, dict[str, Any]]] = []
+    if isinstance(listed, dict):
+        for key, value in listed.items():
+            if not re.fullmatch(r"\d{1,9}", key):
+                raise _UnusableError("an entry has no number n")
+            entries.append((int(key), value if isinstance(value, dict) else {"s": value}))
+        return entries
+    if not isinstance(listed, list):
+        raise _UnusableError(f"{name} is not a list")
+    for entry in listed:
+        number = entry.get("n") if isinstance(entry, dict) else None
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise _UnusableError("an entry has no number n")
+        entries.append((number, entry))
+    return entries
+
+
 def _with_missing(
     problems: list[str], wanted: Sequence[int], kept: dict[int, Any]
 ) -> tuple[str, ...]:
@@ -195,42 +268,62 @@ def _with_missing(
     return tuple(problems)
 
 
-def _only_object(text: str, name: str) -> list[Any]:
-    """The list `name` of the one JSON object in `text` that has it; prose around is ignored."""
+def _only_object(text: str, name: str) -> Any:
+    """What the one JSON object in `text` that has `name` holds there; all else is ignored: prose,
+    sketches that are no JSON, other objects, and other members of the same one."""
     found: list[Any] = []
-    end = 0
-    for match in re.finditer(rf'\{{\s*"{name}"\s*:', text):
-        if match.start() < end:
-            continue
-        value, end = _decode(text, match.start())
-        if isinstance(value, dict):
+    work, opening = 0, _OPENING.search(text)
+    while opening is not None and work <= MOST_WORK * len(text):
+        place = opening.start()
+        value, end = _decode(text, place)
+        work += end - place + MOST_WORK * len(text) // MOST_OPENINGS
+        whole = isinstance(value, dict) and name in value
+        if whole:
             found.append(value[name])
+        # What was no JSON, or not the object, may have the right one inside it.
+        opening = _OPENING.search(text, end if whole else place + 1)
     if not found:
         raise _UnusableError("it is not the JSON object that was asked for")
     if any(other != found[0] for other in found):
         raise _UnusableError("it holds more than one answer")
-    if not isinstance(found[0], list):
-        raise _UnusableError(f"{name} is not a list")
     return found[0]
 
+
+MOST_WORK, MOST_OPENINGS = 20, 5000
+"""Characters decoded per character of an answer, and objects tried: linear time for any answer."""
+
+_OPENING = re.compile(r'\{\s*"')
 
 _BACKSLASH = re.compile(r"\\(.)", re.DOTALL)
 
 
 def _decode(text: str, place: int) -> tuple[Any, int]:
-    """The value at `place` and where it ends; None when it is not JSON.
+    """The value at `place` and where it ends; None, and how far it was read, when it is not JSON.
 
     Tried once more with stray backslashes doubled: feedback often quotes LaTeX as it is. Only text
     can change by this, no number.
     """
     try:
         return _DECODER.raw_decode(text, place)
-    except (ValueError, RecursionError):
-        rest = _BACKSLASH.sub(lambda m: m[0] if m[1] in '"\\/' else rf"\\{m[1]}", text[place:])
-    try:
-        return _DECODER.raw_decode(rest)[0], len(text)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Invalid \\"):
+            return None, error.pos + 1
     except (ValueError, RecursionError):
         return None, len(text)
+    added: list[int] = []  # where a backslash was, in the text with them doubled
+
+    def double(match: re.Match[str]) -> str:
+        if match[1] in '"\\/':
+            return match[0]
+        added.append(match.start() + len(added))
+        return rf"\\{match[1]}"
+
+    rest = _BACKSLASH.sub(double, text[place:])
+    try:
+        value, end = _DECODER.raw_decode(rest)
+    except (ValueError, RecursionError):
+        return None, len(text)
+    return value, place + end - bisect(added, end)
 
 
 def _refuse_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

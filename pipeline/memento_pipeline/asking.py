@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 from memento_pipeline.answers import Parsed
-from memento_pipeline.paid import Meter, PaidLlm
+from memento_pipeline.paid import Answer, Meter, PaidLlm
 from memento_pipeline.wire import Prompt
-from memento_sgl.errors import AnswerError
+from memento_sgl.errors import AnswerError, RefusedError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,24 +34,58 @@ async def ask_items(
 
     Raises:
         AnswerError: there is no usable answer for some items.
+        RefusedError: the model or its provider refuses this very question.
     """
     found: dict[int, tuple[T, str]] = {}
     fruitless, attempt, note = 0, 0, ""
-    while missing := [item for item in wanted if item not in found]:
+    most, limited = len(wanted), True
+    while missing := [item for item in wanted if item not in found][:most]:
         prompt = make_prompt(missing, note, attempt)
-        answer = await llm.ask(prompt, meter)
+        answer = await llm.ask(prompt if limited else prompt._replace(limit=None), meter)
+        attempt += 1
+        if (refusal := _refusal(answer)) is not None:
+            if answer.fresh:
+                raise RefusedError(f"{prompt.stage}: {refusal}")
+            continue  # of an earlier run, which a retry asks again
         parsed = parse(answer.text, missing)
         found |= {item: (value, answer.model) for item, value in parsed.items.items()}
-        note = "; ".join(parsed.problems[:3])
-        if answer.finish_reason == "length" and len(found) < len(wanted):
-            note = f"it was cut off by the token limit ({note})"
-        attempt += 1
-        fruitless = 0 if parsed.items else fruitless + answer.fresh
+        note = _note(answer, parsed.problems)
+        if parsed.items:
+            fruitless = 0
+            continue
+        fruitless += answer.fresh
+        if answer.finish_reason == "length":
+            # The same question would be cut off at the same place.
+            most, limited, smaller = -(-len(missing) // 2), False, len(missing) > 1
+            note += ": raise --max-tokens, or the server's context length"
+            if answer.fresh and not smaller:
+                raise AnswerError(f"{prompt.stage}: {note}")
         if fruitless >= tries:
             raise AnswerError(
                 f"{prompt.stage}: no usable answer in {tries} tries; the last: {note}"
             )
     return found
+
+
+def _refusal(answer: Answer) -> str | None:
+    """Why there will be no answer to this question, by the model's or the provider's word."""
+    if answer.finish_reason == "refusal":
+        return f"the model refused: {' '.join(answer.text.split())[:300]}"
+    if answer.finish_reason == "content_filter":
+        return "the provider's content filter withheld the answer"
+    return None
+
+
+def _note(answer: Answer, problems: Sequence[str]) -> str:
+    note = "; ".join(problems[:3])
+    if answer.finish_reason == "length" and problems:
+        return f"it was cut off by the token limit ({note})"
+    if answer.finish_reason == "reasoning":
+        return (
+            "the model only reasoned: its answer is empty, or the server took it for reasoning "
+            "(see its reasoning parser)"
+        )
+    return note
 
 
 async def all_of(parts: Sequence[Coroutine[object, object, R]]) -> list[R]:
@@ -64,10 +97,3 @@ async def all_of(parts: Sequence[Coroutine[object, object, R]]) -> list[R]:
             raise result
         results.append(result)
     return results
-
-
-def evenly(items: Sequence[R], most: int) -> list[Sequence[R]]:
-    """Cut a list into as few parts as `most` items each allow, of nearly equal length."""
-    parts = -(-len(items) // most)
-    edges = [len(items) * part // parts for part in range(parts + 1)] if parts else [0]
-    return [items[a:b] for a, b in pairwise(edges)]

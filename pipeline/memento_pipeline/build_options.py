@@ -10,14 +10,16 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from memento_pipeline.assemble import AssembleOptions
+from memento_pipeline.cli_options import RULES
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.export import ExportOptions
-from memento_pipeline.options import RULES, RunOptions, Shard
+from memento_pipeline.options import RunOptions, Shard
 from memento_pipeline.read import ReadOptions
 from memento_pipeline.score import ScoreOptions
 from memento_pipeline.segment import SegmentOptions
 from memento_pipeline.summarize import SummarizeOptions
 from memento_sgl.errors import ConfigError
+from memento_sgl.user_config import default_base_url
 
 PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "read": (
@@ -96,11 +98,13 @@ def endpoints_of(given: Mapping[str, Any]) -> tuple[Endpoint, ...] | None:
         if texts:
             raise ConfigError(f"--model {RULES} uses no endpoint: leave out --base-url, --endpoint")
         return ()
+    if not texts and model and (meant := default_base_url()) is not None:
+        texts.append(f"{meant},{given.get('api_key_env', '')},{model}")
     if not texts:
         if model:
             raise ConfigError(
                 f"--model {model} needs an endpoint: give --base-url, for example "
-                "http://127.0.0.1:30000/v1 for `memento serve`"
+                "http://127.0.0.1:30000 for `memento serve`"
             )
         return None
     return tuple(Endpoint.parse(text, model) for text in texts)

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from memento_sgl.templates import template
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-CONFIGS = ("default", "full", "extras", "tokenized")
+CONFIGS = ("default", "full", "extras", "chat", "messages", "tokenized")
 
 
 def render_card(name: str, summary: Mapping[str, Any], files: Sequence[Path], folder: Path) -> str:

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError, meta
 
+from memento_sgl.chat_template import chat_environment
 from memento_sgl.errors import ConfigError
 from memento_sgl.templates import template as project_template
 
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+"""Variables that a tokenizer gives to its chat template."""
+
+_CONFIG = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
+
 
 class ChatTemplate:
-    """A jinja chat template, rendered as Hugging Face tokenizers do."""
+    """A jinja chat template, rendered as Hugging Face tokenizers do.
 
-    def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise
-        environment.filters["tojson"] = _tojson
+    Args:
+        special: values of `SPECIAL_TOKENS`; None: there is no tokenizer to ask.
+
+    Raises:
+        ConfigError: it is not valid, or uses special tokens that nobody has told.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
+        environment = chat_environment()
         try:
+            used = meta.find_undeclared_variables(environment.parse(source))
             self._template: Template = environment.from_string(source)
         except TemplateError as error:
             raise ConfigError(f"the chat template is not valid jinja: {error}") from None
+        if special is None and (unknown := sorted(used.intersection(SPECIAL_TOKENS))):
+            raise ConfigError(
+                f"the chat template uses {', '.join(unknown)}: put the {_CONFIG} of the tokenizer "
+                "beside it, or give --train-tokenizer a folder that has one"
+            )
         self.source = source
         self.chat_markup = "<|im_start|>" in source
+        self._given = {"tools": None, "documents": None, **(special or {})}
 
     def render(self, problem: str, response: str) -> tuple[str, str]:
         """Prompt (ends where the model begins) and the rest of the conversation, end included.
@@ -35,12 +53,11 @@ class ChatTemplate:
                 continue its own prompt.
         """
         asked = [{"role": "user", "content": problem}]
+        answered = [*asked, {"role": "assistant", "content": response}]
+        render = self._template.render
         try:
-            prompt = self._template.render(messages=asked, add_generation_prompt=True)
-            text = self._template.render(
-                messages=[*asked, {"role": "assistant", "content": response}],
-                add_generation_prompt=False,
-            )
+            prompt = render(messages=asked, add_generation_prompt=True, **self._given)
+            text = render(messages=answered, add_generation_prompt=False, **self._given)
         except TemplateError as error:
             raise ConfigError(f"the chat template failed: {error}") from None
         if not text.startswith(prompt) or not text[len(prompt) :].startswith(response):
@@ -51,24 +68,58 @@ class ChatTemplate:
         return prompt, text[len(prompt) :].rstrip("\n")
 
 
-def load_template(source: str) -> ChatTemplate:
-    """A template of this project by name, or one from a file.
+def load_template(source: str, tokenizer: Path | None = None) -> ChatTemplate:
+    """A template of this project by name, or one from a file or the folder of a checkpoint.
+
+    Args:
+        tokenizer: tokenizer.json or its folder, whose configuration knows the special tokens where
+            none lies beside the template.
 
     Raises:
         ConfigError: there is none, or it is not valid.
     """
     path = Path(source)
+    if path.is_dir():
+        return ChatTemplate(_of_folder(path), _special(path))
     if path.is_file():
-        return ChatTemplate(path.read_text(encoding="utf-8"))
+        special = _special(path.parent)
+        if special is None and tokenizer is not None:
+            special = _special(tokenizer if tokenizer.is_dir() else tokenizer.parent)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"chat template {source!r} cannot be read: {error}") from None
+        return ChatTemplate(text, special)
     try:
         return ChatTemplate(project_template(source))
     except FileNotFoundError as error:
         raise ConfigError(f"chat template {source!r}: {error}") from None
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _of_folder(folder: Path) -> str:
+    if (file := folder / _TEMPLATE).is_file():
+        return file.read_text(encoding="utf-8")
+    source = _config(folder).get("chat_template")
+    if not isinstance(source, str):
+        raise ConfigError(f"{folder} holds neither {_TEMPLATE} nor a chat template in {_CONFIG}")
+    return source
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _special(folder: Path) -> dict[str, str] | None:
+    """Special tokens by the configuration in a folder; None where there is none."""
+    if not (folder / _CONFIG).is_file():
+        return None
+    config = _config(folder)
+    given = {name: config.get(name) for name in SPECIAL_TOKENS}
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in given.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _config(folder: Path) -> dict[str, object]:
+    try:
+        found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{folder / _CONFIG} is not valid JSON: {error}") from None
+    return found if isinstance(found, dict) else {}

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from memento_pipeline.options import RULES
+from memento_sgl.address import BASE_URL_ENV, BASE_URL_HELP
+
+RULES = "rules"  # as a model's name: none is asked
 
 OUT = "Where and whether"
 MODEL = "Model"
@@ -25,7 +27,7 @@ FILES = "Output files"
 
 Inputs = Annotated[
     list[Path] | None,
-    typer.Argument(help="JSONL or Parquet files, or folders of them.", show_default=False),
+    typer.Argument(help="JSON, JSONL or Parquet files, or folders of them.", show_default=False),
 ]
 Out = Annotated[Path, Option("--out", "-o", help="Work and output folder.", rich_help_panel=OUT)]
 
@@ -76,6 +78,26 @@ RequireClosed = Annotated[
         rich_help_panel=READING,
     ),
 ]
+RequireAnswer = Annotated[
+    bool | None,
+    Option(
+        "--require-answer/--allow-no-answer",
+        help="Leave out traces without an answer.",
+        rich_help_panel=READING,
+    ),
+]
+Split = Annotated[
+    str | None,
+    Option("--split", help="Of dataset folders, or all [default: train].", rich_help_panel=READING),
+]
+Generations = Annotated[
+    str | None,
+    Option(
+        "--generations",
+        help="Of several: first, all, or verified [default: verified where a column tells].",
+        rich_help_panel=READING,
+    ),
+]
 
 MaxRow = Annotated[
     int | None,
@@ -87,7 +109,9 @@ TooLong = Annotated[
 ]
 ChatTemplateName = Annotated[
     str | None,
-    Option("--chat-template", help="memento_nosys, memento or a file.", rich_help_panel=FILES),
+    Option(
+        "--chat-template", help="memento_nosys, memento, a file or a folder.", rich_help_panel=FILES
+    ),
 ]
 TrainTokenizer = Annotated[
     Path | None,
@@ -100,7 +124,7 @@ TrainTokenizer = Annotated[
 MaskDelimiters = Annotated[
     bool | None,
     Option(
-        "--mask-delimiters/--keep-delimiters",
+        "--mask-delimiters/--no-mask-delimiters",
         help="Whether evicted spans cover the block markers.",
         rich_help_panel=FILES,
     ),
@@ -114,7 +138,12 @@ Model = Annotated[
     Option("--model", help=f"Model name, or '{RULES}': no LLM, a baseline.", rich_help_panel=MODEL),
 ]
 BaseUrl = Annotated[
-    str | None, Option("--base-url", help="Address of the endpoint, .../v1.", rich_help_panel=MODEL)
+    str | None,
+    Option(
+        "--base-url",
+        help=f"{BASE_URL_HELP} With --model, {BASE_URL_ENV} if it is set.",
+        rich_help_panel=MODEL,
+    ),
 ]
 KeyEnv = Annotated[
     str | None,
@@ -156,6 +185,14 @@ Timeout = Annotated[
     float | None,
     Option("--timeout", help="Seconds for one answer [default: 600].", rich_help_panel=LIMITS),
 ]
+FirstTimeout = Annotated[
+    float | None,
+    Option(
+        "--first-timeout",
+        help="Seconds until an endpoint's very first response [300].",
+        rich_help_panel=LIMITS,
+    ),
+]
 Retries = Annotated[
     int | None, Option("--retries", help="Of one request [default: 8].", rich_help_panel=LIMITS)
 ]
@@ -174,6 +211,14 @@ PriceIn = Annotated[
 PriceOut = Annotated[
     float | None,
     Option("--price-out", help="Dollars per million answer tokens.", rich_help_panel=LIMITS),
+]
+PriceCached = Annotated[
+    float | None,
+    Option(
+        "--price-cached",
+        help="The same, of prompt tokens read from a cache [default: --price-in].",
+        rich_help_panel=LIMITS,
+    ),
 ]
 Budget = Annotated[
     float | None,

@@ -12,9 +12,10 @@ from memento_pipeline import cli_options as o
 
 CONVERT_HELP = """Turn raw chain-of-thought traces into training data with blocks and mementos.
 
-Reads JSONL, Parquet or dataset folders; keeps everything it does in one SQLite file in --out, so a
-run that ended (kill -9, Ctrl-C, full disk, budget) goes on where it was when the same command is
-given again. API keys are read from environment variables only.
+Reads JSON, JSONL, Parquet or dataset folders; docs/pipeline-formats.md lists the forms and columns.
+Keeps everything it does in one SQLite file in --out, so a run that ended (kill -9, Ctrl-C, full
+disk, budget) goes on where it was when the same command is given again. API keys are read from
+environment variables only.
 
 Offline, no model, a baseline for trying things out:
 
@@ -62,7 +63,9 @@ RedoThis = Annotated[bool, Option("--redo", help="Drop this stage and those afte
 Ray = Annotated[
     int | None, Option("--ray", help="N shards on a Ray cluster.", rich_help_panel=o.OUT)
 ]
-Quiet = Annotated[bool, Option("--quiet", help="No progress, no summary.", rich_help_panel=o.OUT)]
+Quiet = Annotated[
+    bool, Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=o.OUT)
+]
 
 
 def convert(
@@ -80,10 +83,12 @@ def convert(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     give_up_after: o.GiveUpAfter = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -106,7 +111,10 @@ def convert(
     max_trace_tokens: o.MostTrace = None,
     drop_cjk: o.DropCjk = None,
     require_closed: o.RequireClosed = None,
+    require_answer: o.RequireAnswer = None,
     keep_blocks: o.KeepBlocks = None,
+    split: o.Split = None,
+    generations: o.Generations = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
@@ -139,7 +147,10 @@ def split(
     max_trace_tokens: o.MostTrace = None,
     drop_cjk: o.DropCjk = None,
     require_closed: o.RequireClosed = None,
+    require_answer: o.RequireAnswer = None,
     keep_blocks: o.KeepBlocks = None,
+    split: o.Split = None,
+    generations: o.Generations = None,
     tokenizer: o.Tokenizer = None,
     limit: o.Limit = None,
     shard: o.ShardOf = None,
@@ -167,9 +178,11 @@ def score(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     window: o.Window = None,
@@ -216,9 +229,11 @@ def summarize(
     requests_per_minute: o.Rpm = None,
     tokens_per_minute: o.Tpm = None,
     timeout: o.Timeout = None,
+    first_timeout: o.FirstTimeout = None,
     retries: o.Retries = None,
     price_in: o.PriceIn = None,
     price_out: o.PriceOut = None,
+    price_cached: o.PriceCached = None,
     budget: o.Budget = None,
     tries: o.Tries = None,
     rounds: o.Rounds = None,

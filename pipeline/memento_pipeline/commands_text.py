@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer import Argument, Option
 
 VALIDATE_HELP = """Check training rows: whole blocks, each with its memento, nothing stray.
 
 Knows the shapes that `memento convert` writes and OpenMementos has: problem and response, the same
-with sentences, blocks and block_summaries, chat text, token ids with spans. Says which row of which
-file is wrong and why. Of a work folder the row files are checked, not its logs.
+with sentences, blocks and block_summaries, chat text and messages, token ids with spans. Says
+which row of which file is wrong and why. Of a work folder the row files are checked, not its logs.
+A trace counts once, however many files have it, and is valid if all its rows are.
 
     memento validate work
 
@@ -47,14 +47,12 @@ are, one shard at a time. DST must not exist or be empty; SRC is never changed.
 
     memento init-model Qwen3-8B Qwen3-8B-Memento
 
-    memento init-model ./llama ./llama-memento --template memento --seed 7
+    memento init-model ./llama ./llama-memento --chat-template memento --seed 7
 
 Exit code: 0 written, 2 it cannot be done (the message says why).
 """
 
 MOST_PROBLEMS = 20
-ROW_FOLDERS = ("default", "full", "chat", "tokenized")
-"""Folders with rows in the output of `memento convert`."""
 
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Only the exit code.")]
 
@@ -64,16 +62,24 @@ def validate(
     most: Annotated[int, Option("--most", help="Problems to print.", min=0)] = MOST_PROBLEMS,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.convert import Exit
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.validate import validate_files
 
     console = Console(soft_wrap=True, highlight=False)
-    rows = wrong = shown = 0
+    shown = 0
+    traces: Counter[Path] = Counter()
+    rows: Counter[Path] = Counter()
+    wrong: set[tuple[Path, int]] = set()
     with exit_codes():
-        for report in validate_files([part for path in paths for part in row_files(path)]):
-            rows += 1
-            wrong += bool(report.problems)
+        for report in validate_files(paths):
+            rows[report.file] += 1
+            traces[report.group] = max(traces[report.group], rows[report.file])
+            if report.problems:
+                wrong.add((report.group, report.row))
             for problem in report.problems:
                 shown += 1
                 if not quiet and shown <= most:
@@ -81,27 +87,30 @@ def validate(
     if not quiet:
         if shown > most:
             console.print(f"... and {shown - most:,} more problems: see --most")
-        verdict = "no rows" if not rows else f"{rows - wrong:,} of {rows:,} rows are valid"
-        console.print(verdict)
-    raise typer.Exit(Exit.FAILED if wrong or not rows else Exit.OK)
-
-
-def row_files(path: Path) -> list[Path]:
-    """`path`, or, of an output folder of `memento convert`, its folders that hold rows."""
-    return [folder for name in ROW_FOLDERS if (folder := path / name).is_dir()] or [path]
+        total, written = traces.total(), rows.total()
+        what = "rows are valid" if total == written else f"traces are valid, in {written:,} rows"
+        console.print(f"{total - len(wrong):,} of {total:,} {what}" if total else "no rows")
+    raise typer.Exit(Exit.FAILED if wrong or not traces else Exit.OK)
 
 
 def report(
     folder: Annotated[Path, Argument(metavar="DIR", help="What `memento convert --out` made.")],
     traces: Annotated[int, Option("--traces", help="Traces to browse, at most.", min=0)] = 50,
     out: Annotated[Path | None, Option("--out", "-o", help="Default: DIR/report.html.")] = None,
+    facts: Annotated[
+        Path | None,
+        Option("--facts", help='JSONL of {"id", "facts"}: how many the mementos keep.'),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.report import write_report
 
     with exit_codes():
-        path = write_report(folder, out or folder / "report.html", traces)
+        path = write_report(folder, out or folder / "report.html", traces, facts)
     if not quiet:
         Console(soft_wrap=True, highlight=False).print(f"wrote {escape(str(path))}")
 
@@ -110,12 +119,15 @@ def init_model(
     source: Annotated[Path, Argument(metavar="SRC", help="Checkpoint folder.")],
     target: Annotated[Path, Argument(metavar="DST", help="New or empty folder.")],
     template: Annotated[
-        str, Option("--template", help="Chat template: memento_nosys, memento or a file.")
+        str, Option("--chat-template", help="Chat template: memento_nosys, memento or a file.")
     ] = "memento_nosys",
     seed: Annotated[int, Option("--seed", help="Of the noise.", min=0)] = 0,
     noise: Annotated[float, Option("--noise", help="Standard deviation.", min=0.0)] = 0.01,
     quiet: Quiet = False,
 ) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
     from memento_pipeline.execute import exit_codes
     from memento_pipeline.init_model import init_model as initialise
 

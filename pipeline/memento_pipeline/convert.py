@@ -18,7 +18,7 @@ from memento_pipeline.llm import Llm
 from memento_pipeline.logs import LogFile
 from memento_pipeline.options import RunOptions, Shard
 from memento_pipeline.paid import PaidLlm
-from memento_pipeline.progress import Display, View
+from memento_pipeline.progress import Display, View, duration
 from memento_pipeline.read import read_traces
 from memento_pipeline.records import Rejected, Trace
 from memento_pipeline.runner import Runner, Source, Summary
@@ -55,6 +55,8 @@ class Outcome(NamedTuple):
     counts: dict[str, int]
     spent: Spent
     interrupted: bool
+    notes: tuple[str, ...] = ()  # what the run adapted to its endpoints
+    cached_tokens: int | None = None  # of all prompt tokens spent; None: not reported
 
     @property
     def exit(self) -> Exit:
@@ -72,7 +74,8 @@ class Outcome(NamedTuple):
 def rows(options: RunOptions) -> Source:
     """The input rows up to the limit that are in this run's shard, with their numbers."""
     reader = cast(
-        Generator[Trace | Rejected, None, None], read_traces(options.inputs, options.read)
+        Generator[Trace | Rejected, None, None],
+        read_traces(options.inputs, options.read, out=options.out),
     )
     with closing(reader):
         for number, row in enumerate(islice(reader, options.limit)):
@@ -138,7 +141,10 @@ async def _run(
                 await paid.drain()
         log.info("run ends", extra={"seen": dict(summary.seen), "stopped": summary.stopped})
         interrupted = isinstance(runner.stopped, InterruptedRunError)
-        return Outcome(summary, store.counts(), store.spent(), interrupted)
+        notes = () if llm is None else tuple(llm.notes)
+        return Outcome(
+            summary, store.counts(), store.spent(), interrupted, notes, store.cached_tokens()
+        )
 
 
 def _view(runner: Runner, store: Store, paid: PaidLlm | None) -> View:
@@ -155,6 +161,18 @@ def _view(runner: Runner, store: Store, paid: PaidLlm | None) -> View:
     )
 
 
+def stopping(answers: int, seconds: float) -> str:
+    """What Ctrl-C says: how long the end takes, and what a second one costs."""
+    if not answers:
+        return "stopping: no answer is in flight"
+    count = f"{answers} answers are" if answers > 1 else "1 answer is"
+    return (
+        f"stopping: {count} in flight and awaited, for {duration(seconds)} at most (--timeout). "
+        "Ctrl-C again ends at once: what is stored is safe, but what is in flight is lost and "
+        "asked, and maybe paid, again"
+    )
+
+
 def _stop_on_signals(runner: Runner) -> None:
     """The first Ctrl-C ends the run in order; a second one ends it at once, which is safe too."""
     if threading.current_thread() is not threading.main_thread():
@@ -165,11 +183,7 @@ def _stop_on_signals(runner: Runner) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
         runner.stop(InterruptedRunError("interrupted; what was done and paid is kept"))
-        print(
-            "stopping: the answers in flight are awaited; Ctrl-C again ends at once",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(stopping(*runner.in_flight()), file=sys.stderr, flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)

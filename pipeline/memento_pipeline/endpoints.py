@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memento_sgl.address import api_root
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError
 
@@ -18,7 +18,7 @@ class Endpoint(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    url: str  # without /chat/completions
+    url: str  # where /chat/completions stands, see `api_root`
     key_env: str | None = None  # None: DEFAULT_KEY_ENV if it is set, else no key
     model: str
 
@@ -30,17 +30,12 @@ class Endpoint(BaseModel):
             ConfigError: malformed, with a secret in it, or without a model.
         """
         url, key_env, own_model, *rest = [part.strip() for part in [*text.split(","), "", ""]]
-        parts = urlsplit(url)
-        if any(rest) or parts.scheme not in ("http", "https") or not parts.hostname:
+        if any(rest):
             raise ConfigError(
-                "--endpoint expects url,key-env,model with an http(s) url, for example "
-                "http://127.0.0.1:30000/v1,,Qwen/Qwen3-8B"
+                "--endpoint expects url,key-env,model, for example "
+                "http://127.0.0.1:30000,,Qwen/Qwen3-8B"
             )
-        if parts.username or parts.password or parts.query:
-            raise ConfigError(
-                "an endpoint's url must hold no user name, password or query: put the key into an "
-                "environment variable and name that variable"
-            )
+        url = api_root(url)
         if key_env and not key_env.isidentifier():
             raise ConfigError(
                 "the second part of --endpoint is the NAME of an environment variable that holds "
@@ -48,7 +43,6 @@ class Endpoint(BaseModel):
             )
         if not (own_model or model):
             raise ConfigError(f"endpoint {url} has no model: give --model NAME")
-        url = url.rstrip("/").removesuffix("/chat/completions")
         return cls(url=url, key_env=key_env or None, model=own_model or str(model))
 
     @property
@@ -86,12 +80,14 @@ class AskOptions(BaseModel):
     requests_per_minute: float | None = Field(default=None, gt=0)
     tokens_per_minute: float | None = Field(default=None, gt=0)
     timeout: float = Field(default=600.0, gt=0)  # seconds for one whole answer
+    first_timeout: float = Field(default=300.0, gt=0)  # seconds until the very first response
     retries: int = Field(default=8, ge=0)
     backoff: float = Field(default=0.5, ge=0)  # seconds before the first retry
     most_backoff: float = Field(default=30.0, ge=0)
     give_up_after: float = Field(default=120.0, gt=0)  # seconds without any success
     price_in: float | None = Field(default=None, ge=0)  # dollars per million tokens
     price_out: float | None = Field(default=None, ge=0)
+    price_cached: float | None = Field(default=None, ge=0)  # prompt tokens from a cache; None: in
     budget: float | None = Field(default=None, gt=0)  # dollars, all runs on a folder together
 
     def sampling(self) -> dict[str, Any]:
@@ -99,10 +95,16 @@ class AskOptions(BaseModel):
         named = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         return {name: value for name, value in named.items() if value is not None} | self.extra_body
 
-    def dollars(self, prompt_tokens: int | None, completion_tokens: int | None) -> float | None:
-        """The price of an answer; None when a price or a count is unknown."""
+    def dollars(
+        self, prompt_tokens: int | None, completion_tokens: int | None, cached: int | None = None
+    ) -> float | None:
+        """The price of an answer; None when a price or a count is unknown. `cached` of the prompt
+        tokens came from the provider's cache."""
         if self.price_in is None or self.price_out is None:
             return None
         if prompt_tokens is None or completion_tokens is None:
             return None
-        return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
+        known = min(cached or 0, prompt_tokens)
+        rate = self.price_in if self.price_cached is None else self.price_cached
+        paid = (prompt_tokens - known) * self.price_in + known * rate
+        return (paid + completion_tokens * self.price_out) / 1e6

@@ -25,7 +25,7 @@ from memento_pipeline.schema import STAGES
 from memento_pipeline.store import FILE_NAME, Store, peek_note
 from memento_pipeline.tokenize import RowTokenizer
 from memento_pipeline.tokens import load_counter
-from memento_sgl.errors import ConfigError, MementoError, PipelineError, StoreError
+from memento_sgl.errors import ConfigError, DataError, MementoError, PipelineError, StoreError
 
 console = Console(stderr=True)
 
@@ -71,6 +71,11 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
     preview: int | None = values["preview"]
     this_run = options.model_copy(update={"limit": preview}) if preview else options
     total = _total(this_run)
+    # A shard may be empty, the input may not; some kinds of files tell only when they are read.
+    unknown = total is None and options.shard.parts == 1
+    if total == 0 or (unknown and next(iter(rows(this_run)), None) is None):
+        named = ", ".join(str(path) for path in options.inputs)
+        raise DataError(f"{named}: no rows, there is nothing to convert")
     with Store(options.out, settings, redo=redo) as store:
         store.note("options", options.model_dump_json())
         if values["retry_failed"]:
@@ -79,12 +84,17 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
         if preview:
             for trace in islice(converted(store), preview):
                 show.preview(Console(), trace)
-        if not values["quiet"]:
+        if values["quiet"]:
+            show.stopped(console, outcome)
+        else:
             show.summary(console, outcome, store.folder)
         # After an early end files would look finished; `memento assemble` writes them if wanted.
         if not (preview or outcome.summary.stopped):
             files = _write(store, options)
-            if not values["quiet"]:
+            if set(outcome.counts) == {"rejected"}:
+                where = store.folder / "rejected.jsonl"
+                show.problem(console, f"no row is a trace: {where} has the reason of each")
+            elif not values["quiet"]:
                 show.files(console, files)
     return outcome.exit
 
@@ -105,7 +115,9 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
             store.note("options", options.model_dump_json())
             quiet = values["quiet"]
             outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
-            if not quiet:
+            if quiet:
+                show.stopped(console, outcome)
+            else:
                 show.summary(console, outcome, out)
         raise typer.Exit(outcome.exit)
 
@@ -140,7 +152,7 @@ def _stage_names(names: Sequence[str]) -> list[str]:
 
 
 def _total(options: RunOptions) -> int | None:
-    total = count_rows(list(options.inputs))
+    total = count_rows(options.inputs, options.read, out=options.out)
     if options.limit is not None:
         total = options.limit if total is None else min(total, options.limit)
     return None if total is None else -(-total // options.shard.parts)
@@ -149,7 +161,7 @@ def _total(options: RunOptions) -> int | None:
 def _check_files(options: RunOptions) -> None:
     """Wrong names of templates and tokenizers are errors before anything is paid."""
     load_counter(options.tokenizer)
-    template = load_template(options.export.chat_template)
+    template = load_template(options.export.chat_template, options.export.tokenizer)
     if options.export.tokenizer is not None:
         RowTokenizer(options.export.tokenizer, template, options.export.mask_delimiters)
 

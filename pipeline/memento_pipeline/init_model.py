@@ -277,7 +277,7 @@ def _markup_notes(tokenizer: Any, chat: str) -> Iterator[str]:
     if IM_START in chat and tokenizer.convert_tokens_to_ids(IM_START) in unknown:
         yield (
             f"note: the chat template uses {IM_START}, which is not one token of this tokenizer: "
-            "give --template a file with the model's own markup, and serve with "
+            "give --chat-template a file with the model's own markup, and serve with "
             "--memento-require-assistant-section false"
         )
 

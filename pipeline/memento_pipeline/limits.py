@@ -2,6 +2,9 @@
 
 `RateLimit` holds requests or tokens per minute; `Slots` hands out places at the endpoints and
 adapts their number: halved by an overload, a little more after each success (AIMD, as TCP does).
+
+Every decision reads the clock once and hands the reading on: a pause that ends between two readings
+would be over for one of them and not for the other, and nobody would be woken.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from time import time
 
 WINDOW = 60.0
+START = 4  # places at an endpoint when it has answered for the first time
+OLD = 1 / 3  # of the time allowed: answers that take longer leave room for no more requests
 TROUBLE = 5  # failures in a row, after which an endpoint pauses and is asked one by one
 
 
@@ -31,13 +37,18 @@ class RateLimit:
         self._level = self._size
         self._filled_at: float | None = None
         self._turn = asyncio.Lock()
+        self._ended = asyncio.Event()
 
     async def acquire(self, units: float = 1.0) -> None:
-        """Wait until `units` may be spent; callers are served in order."""
+        """Wait until `units` may be spent, or the run has stopped; callers are served in order."""
         async with self._turn:
-            while self._refill() < min(units, self._size):
-                await asyncio.sleep((min(units, self._size) - self._level) / self._rate)
+            while not self._ended.is_set() and self._refill() < min(units, self._size):
+                await sleep_until(self._ended, (min(units, self._size) - self._level) / self._rate)
             self._level -= units
+
+    def end(self) -> None:
+        """Let all who wait go: the run stops, and they would wait for their turns one by one."""
+        self._ended.set()
 
     def correct(self, units: float) -> None:
         """Charge `units` more (or fewer, when negative): an estimate has become a fact."""
@@ -56,30 +67,42 @@ class Slot:
     """The adaptive limit of one endpoint.
 
     Until the endpoint has answered once, one request at a time goes there: a wrong key or address
-    costs one call, however many are waiting. So it is again after a row of failures.
+    costs one call, however many are waiting. So it is again after a row of failures. Then a few,
+    and with each answer two more until the first overload: a server that queues what it cannot do
+    at once shows it by the time its answers take, and they must not grow older than allowed.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.limit = float(most)
+        self.limit = float(min(most, START))
         self.in_flight = 0
         self.proven = False
         self.paused_until = 0.0
         self._failures = 0  # in a row
         self._last_cut = float("-inf")
+        self._starting = True  # until the first overload
 
     def room(self, now: float) -> bool:
         allowed = max(1, int(self.limit)) if self.proven else 1
         return now >= self.paused_until and self.in_flight < allowed
 
-    def succeeded(self) -> None:
-        """More room: one place or a twentieth more for each full round of successes."""
+    def succeeded(self, age: float = 0.0) -> None:
+        """More room: one place or a twentieth more for each full round of successes.
+
+        Args:
+            age: how long the answer took, as a part of the time allowed.
+        """
         self.proven = True
         self._failures = 0
-        self.limit = min(self.most, self.limit + max(1 / self.limit, 0.05))
+        if age > OLD:
+            self._starting = False
+            return
+        more = 2.0 if self._starting else max(1 / self.limit, 0.05)
+        self.limit = min(self.most, self.limit + more)
 
     def overloaded(self, sent: float, now: float) -> None:
         """Less room. What was sent before the last cut says nothing about the new limit."""
+        self._starting = False
         if sent >= self._last_cut:
             self.limit = max(1.0, self.limit / 2)
             self._last_cut = now
@@ -96,9 +119,16 @@ class Slot:
 
 
 class Slots:
-    """Places at several endpoints, first come first served, the least loaded endpoint first."""
+    """Places at several endpoints, first come first served, the least loaded endpoint first.
 
-    def __init__(self, slots: list[Slot], concurrency: int) -> None:
+    Args:
+        clock: monotonic seconds; the event loop's by default.
+    """
+
+    def __init__(
+        self, slots: list[Slot], concurrency: int, clock: Callable[[], float] | None = None
+    ) -> None:
+        self._clock = clock
         self._slots = slots
         self._free = concurrency
         self._waiting: deque[asyncio.Future[int]] = deque()
@@ -106,7 +136,7 @@ class Slots:
 
     async def acquire(self) -> int:
         """Index of the endpoint to use; give it back with `release`."""
-        if not self._waiting and (index := self._pick()) is not None:
+        if not self._waiting and (index := self._pick(self._now())) is not None:
             return index
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
@@ -114,7 +144,7 @@ class Slots:
         try:
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
+            if future.done() and not future.cancelled() and future.exception() is None:
                 self.release(future.result())
             raise
 
@@ -130,8 +160,10 @@ class Slots:
             if not future.done():
                 future.set_exception(error)
 
-    def _pick(self) -> int | None:
-        now = asyncio.get_running_loop().time()
+    def _now(self) -> float:
+        return self._clock() if self._clock else asyncio.get_running_loop().time()
+
+    def _pick(self, now: float) -> int | None:
         open_ = [i for i, slot in enumerate(self._slots) if slot.room(now)]
         if not self._free or not open_:
             return None
@@ -141,21 +173,33 @@ class Slots:
         return index
 
     def _serve(self) -> None:
+        now = self._now()
         while self._waiting:
             if self._waiting[0].done():
                 self._waiting.popleft()
-            elif (index := self._pick()) is not None:
+            elif (index := self._pick(now)) is not None:
                 self._waiting.popleft().set_result(index)
             else:
-                self._wake_after_pause()
+                self._wake_after_pause(now)
                 return
 
-    def _wake_after_pause(self) -> None:
-        loop = asyncio.get_running_loop()
-        paused = [s.paused_until for s in self._slots if s.paused_until > loop.time()]
+    def _wake_after_pause(self, now: float) -> None:
+        """Serve again when the next pause ends. A timer may come a tick early; then the pause is
+        found to last still and the timer is set again."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(min(paused), self._serve) if paused else None
+        paused = [slot.paused_until for slot in self._slots if slot.paused_until > now]
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(min(paused) - now, self._serve) if paused else None
+
+
+async def sleep_until(ended: asyncio.Event, seconds: float) -> None:
+    """Sleep, but not beyond the moment at which `ended` is set."""
+    try:
+        async with asyncio.timeout(seconds):
+            await ended.wait()
+    except TimeoutError:
+        pass
 
 
 def retry_after(header: str | None) -> float | None:

@@ -15,11 +15,18 @@ from memento_sgl.errors import StoreError
 INSERTS = {
     # What was unfinished or failed at an earlier merge may be done now, never the reverse.
     "traces": "INSERT INTO traces VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET "
-    "status = excluded.status, reason = excluded.reason WHERE excluded.status IS NOT NULL",
+    "digest = excluded.digest, trace = excluded.trace, status = excluded.status, "
+    "reason = excluded.reason "
+    "WHERE excluded.status IS NOT NULL OR excluded.digest <> traces.digest",
     "results": "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)",
-    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    "answers": "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
     "rejected": "INSERT OR REPLACE INTO rejected VALUES (?, ?, ?, ?, ?)",
 }
+
+# Rows that were edited after an earlier merge: nothing made of the old text may stay.
+FORGET_EDITED = (
+    "DELETE FROM results WHERE trace_id = (SELECT id FROM traces WHERE id = ? AND digest <> ?)"
+)
 
 
 def merge(out: Path, folders: Sequence[Path]) -> dict[str, int]:
@@ -74,6 +81,7 @@ def _copy(db: sqlite3.Connection, path: Path) -> None:
     """All rows of one shard, in the one transaction that the caller opened."""
     source = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
     try:
+        db.executemany(FORGET_EDITED, source.execute("SELECT id, digest FROM traces"))
         for table, insert in INSERTS.items():
             db.executemany(insert, source.execute(f"SELECT * FROM {table}"))
     finally:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from memento_pipeline.assemble import AssembleOptions
+from memento_pipeline.cli_options import RULES
 from memento_pipeline.endpoints import AskOptions, Endpoint
 from memento_pipeline.export import ExportOptions
 from memento_pipeline.prompts import fingerprint
@@ -19,8 +20,11 @@ from memento_pipeline.segment import SegmentOptions
 from memento_pipeline.summarize import SummarizeOptions
 from memento_sgl.errors import ConfigError
 
-RULES = "rules"
 """The model name of the offline baseline."""
+
+
+NEWER = ("require_answer", "generations", "split")
+"""Options of reading that count as settings only where they are given."""
 
 
 class Shard(NamedTuple):
@@ -84,6 +88,9 @@ class RunOptions(Record):
         own = self.model_dump(mode="json", include={"read", "score", "segment", "summarize"})
         for stage in ("score", "summarize"):
             del own[stage]["tries"]
+        for name in NEWER:  # folders that were started without them go on
+            if own["read"][name] == ReadOptions.model_fields[name].default:
+                del own["read"][name]
         return {
             "split": own["read"] | {"tokenizer": tokenizer, "shard": str(self.shard)},
             "score": asked | own["score"],

@@ -51,12 +51,19 @@ class Meter:
     @property
     def usage(self) -> Usage:
         if not self._paid:
-            return Usage(cached_calls=self._cached, prompt_tokens=0, completion_tokens=0, dollars=0)
+            return Usage(
+                cached_calls=self._cached,
+                prompt_tokens=0,
+                completion_tokens=0,
+                cached_tokens=0,
+                dollars=0,
+            )
         return Usage(
             calls=len(self._paid),
             cached_calls=self._cached,
             prompt_tokens=_sum([a.prompt_tokens for a in self._paid]),
             completion_tokens=_sum([a.completion_tokens for a in self._paid]),
+            cached_tokens=_sum([a.cached_tokens for a in self._paid]),
             dollars=_sum([a.dollars for a in self._paid]),
         )
 
@@ -95,6 +102,7 @@ class PaidLlm:
 
     def key(self, prompt: Prompt) -> str:
         decides = [
+            # Not the limit: it only ever cuts off what nobody can use.
             *(prompt.system, prompt.user, prompt.schema, prompt.attempt),
             *(self._options.sampling(), self._options.structured, self._models),
         ]
@@ -164,7 +172,10 @@ class PaidLlm:
             finish_reason=done.finish_reason,
             prompt_tokens=done.prompt_tokens,
             completion_tokens=done.completion_tokens,
-            dollars=self._options.dollars(done.prompt_tokens, done.completion_tokens),
+            dollars=self._options.dollars(
+                done.prompt_tokens, done.completion_tokens, done.cached_tokens
+            ),
+            cached_tokens=done.cached_tokens,
         )
 
     def _count(self, answer: StoredAnswer) -> None:
@@ -194,7 +205,7 @@ class PaidLlm:
                 "without --budget or with another endpoint"
             )
         tokens_in = (len(prompt.system) + len(prompt.user)) // CHARACTERS_PER_TOKEN
-        tokens_out = self._options.max_tokens or GUESSED_COMPLETION
+        tokens_out = self._options.max_tokens or prompt.limit or GUESSED_COMPLETION
         estimate = self._options.dollars(tokens_in, tokens_out) or 0.0
         if self.spent.dollars + sum(self._reserved.values()) + estimate > budget:
             if self._reserved:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from memento_pipeline.asking import evenly
 from memento_pipeline.options import RunOptions
 from memento_pipeline.prompts import score_prompt, system_prompt
 from memento_pipeline.read import why_filtered
 from memento_pipeline.records import Rejected, Sentences, Trace
 from memento_pipeline.rules import forced_scores
-from memento_pipeline.score import calls_for
+from memento_pipeline.score import calls_for, parts
 from memento_pipeline.split import split
+from memento_pipeline.summarize import WHOLE
 from memento_pipeline.tokens import TokenCounter, count
 
 BLOCK_TOKENS = 1150  # of an average block (paper, section 2)
 REFINED = 0.72  # of the mementos fail the first judgement (paper, section 2)
-TOKENS_PER_GRADE = 10  # `{"n": 123, "s": 1}, `
+TOKENS_PER_GRADE = 6  # `"123": 1, `
 TOKENS_PER_JUDGEMENT = 90
-TASK_TOKENS = 250  # of a user message beside blocks and mementos
+TASK_TOKENS = 550  # of a user message beside blocks and mementos
 
 
 class Plan(NamedTuple):
@@ -47,7 +47,7 @@ def plan(options: RunOptions, rows: Iterable[Trace | Rejected], counter: TokenCo
     """Read, split and count, but ask nobody. Answers that the folder already holds would be free
     and are counted all the same."""
     total = Plan()
-    systems = (count(counter, system_prompt("score")), count(counter, system_prompt("judge")))
+    system = count(counter, system_prompt())
     for row in rows:
         if isinstance(row, Rejected) or why_filtered(row, options.read, counter):
             total = total.plus(Plan(left_out=1))
@@ -56,8 +56,8 @@ def plan(options: RunOptions, rows: Iterable[Trace | Rejected], counter: TokenCo
         one = Plan(traces=1, thought_tokens=sum(sentences.tokens))
         if options.endpoints:
             if not (options.read.keep_blocks and row.given_blocks):
-                one = one.plus(_scoring(row, sentences, options, counter, systems[0]))
-            one = one.plus(_mementos(row, one.thought_tokens, options, counter, systems[1]))
+                one = one.plus(_scoring(row, sentences, options, counter, system))
+            one = one.plus(_mementos(row, one.thought_tokens, options, counter, system))
         total = total.plus(one)
     return total
 
@@ -69,8 +69,11 @@ def _scoring(
     unknown = [forced.boundaries[position] for position in forced.unknown]
     tokens = 0
     for window in filter(None, (options.score.window, options.score.second_window)):
-        for part in evenly(unknown, window * options.score.windows_per_call):
-            tokens += count(counter, score_prompt("", trace.thought, sentences, part).user)
+        for part in parts(unknown, window * options.score.windows_per_call):
+            tokens += count(
+                counter,
+                score_prompt("", trace.thought, sentences, part, problem=trace.problem).user,
+            )
     calls = calls_for(len(unknown), options.score)
     passes = 2 if options.score.second_window else 1
     return Plan(
@@ -83,22 +86,19 @@ def _scoring(
 def _mementos(
     trace: Trace, thought: int, options: RunOptions, counter: TokenCounter, system: int
 ) -> Plan:
-    """Propose, then judge and refine as often as the paper's rates say."""
+    """Propose, review, and judge what the review improved, as often as the paper's rates say."""
     rules = options.summarize
     blocks = max(1.0, thought / BLOCK_TOKENS)
     calls = -(-thought // rules.call_tokens)
-    shown = calls * (system + TASK_TOKENS) + thought + count(counter, trace.problem) * calls
+    around = calls * (system + TASK_TOKENS + count(counter, trace.problem))
     mementos = thought * (rules.least_ratio + rules.most_ratio) / 2
-    total = Plan(calls=calls, prompt_tokens=shown, completion_tokens=mementos)
-    share = 1.0
+    total = Plan(calls=calls, prompt_tokens=around + thought, completion_tokens=mementos)
+    share = 1.0  # of the mementos that are graded
     for round_ in range(rules.rounds):
-        judged = Plan(
-            calls=calls,
-            prompt_tokens=shown + share * mementos,
-            completion_tokens=share * blocks * TOKENS_PER_JUDGEMENT,
-        )
-        total = total.plus(judged)
+        again = round_ < rules.rounds - 1
+        graded = share * blocks * TOKENS_PER_JUDGEMENT
+        improved = share * REFINED * mementos if again else 0.0
+        shown = thought * (share if share < WHOLE else 1.0) + share * mementos
+        total = total.plus(Plan(0, 0, 0, calls, around + shown, graded + improved))
         share *= REFINED
-        if round_ < rules.rounds - 1:
-            total = total.plus(Plan(0, 0, 0, calls, shown + share * mementos, share * mementos))
     return total

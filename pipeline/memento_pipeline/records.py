@@ -13,6 +13,7 @@ nothing about files or models, and go to JSON and back with `model_dump_json()` 
     rules.forced_scores(thought, sentences)           -> BoundaryScores   what needs no LLM call
     rules.rule_scores(thought, sentences)             -> BoundaryScores   all of it (baseline)
     segment.cut_blocks(sentences, scores, options)    -> Segmentation
+    relax.cut_thought(thought, sentences, scores, ..) -> Segmentation     at lines if need be
     rules.extract_memento(block_text, counter, ...)   -> str              (baseline)
     checks.check_memento(block_text, memento, ...)    -> tuple[str, ...]  problems, empty if none
     assemble.assemble_row(converted, options)         -> Row
@@ -163,12 +164,20 @@ class Block(Record):
         return thought[self.char_start : self.char_end]
 
 
+class Finer(Record):
+    """Sentences and scores that take the place of those of the split; see `relax`."""
+
+    sentences: Sentences
+    scores: BoundaryScores
+
+
 class Segmentation(Record):
     """The chosen blocks; together they cover the thought. `objective` is the value they reach."""
 
     blocks: tuple[Block, ...]
     objective: float
     relaxed: tuple[str, ...] = ()  # limits that could not be kept, in words
+    finer: Finer | None = None  # what the blocks are made of, where the split was too coarse
 
 
 class Attempt(Record):
@@ -199,6 +208,7 @@ class Usage(Record):
     cached_calls: int = 0
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None  # of the prompt tokens, read from the endpoint's cache
     dollars: float | None = None
 
 

@@ -30,13 +30,18 @@ def converted(
         results = store.results(trace.id)
         texts = {stage: stored.result for stage, stored in results.items()}
         made = texts.get("summarize")
+        sentences = _maybe(Sentences, texts.get("split"))
+        scores = _maybe(BoundaryScores, texts.get("score"))
+        segmentation = _maybe(Segmentation, texts.get("segment"))
+        if segmentation is not None and segmentation.finer is not None:
+            sentences, scores = segmentation.finer.sentences, segmentation.finer.scores
         yield Converted(
             trace=trace,
             status=status,
             reason=reason,
-            sentences=_maybe(Sentences, texts.get("split")),
-            scores=_maybe(BoundaryScores, texts.get("score")),
-            segmentation=_maybe(Segmentation, texts.get("segment")),
+            sentences=sentences,
+            scores=scores,
+            segmentation=segmentation,
             mementos=Mementos.model_validate_json(made).mementos if made else (),
             usage=total_usage([stored.usage for stored in results.values()]),
         )

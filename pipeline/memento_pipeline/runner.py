@@ -102,6 +102,10 @@ class Runner:
     def stopped(self) -> Exception | None:
         return self._stopped or (self._llm.stopped if self._llm is not None else None)
 
+    def in_flight(self) -> tuple[int, float]:
+        """Requests that are being answered, and seconds until the last of them is given up."""
+        return (0, 0.0) if self._llm is None else self._llm.in_flight()
+
     async def run(self, source: Source, *, admit: bool = True) -> Summary:
         """Work through the source.
 
@@ -168,8 +172,8 @@ class Runner:
 
     async def _fail(self, trace: Trace, error: Exception, reason: str) -> None:
         await self._finish(trace, Status.FAILED, reason)
-        if isinstance(error, RefusedError):  # about this trace: the others may be fine
-            return
+        if isinstance(error, RefusedError) and (self._llm is None or self._llm.answered):
+            return  # about this trace: others were answered
         self._failed_in_a_row += 1
         if self._failed_in_a_row == MOST_FAILED_IN_A_ROW:
             self.stop(
@@ -201,6 +205,9 @@ class Runner:
         if seen is Seen.FINISHED:
             self.seen["finished"] += 1
             return None
+        if seen is Seen.EDITED:
+            log.info("an edited row takes the place of the old one", extra={"trace": name})
+            self._count("edited since an earlier run: converted again")
         return trace.model_copy(update={"id": name})
 
     async def _through(self, trace: Trace) -> None:
@@ -254,5 +261,6 @@ def total_usage(parts: Sequence[Usage]) -> Usage:
         cached_calls=sum(part.cached_calls for part in parts),
         prompt_tokens=added([part.prompt_tokens for part in parts]),
         completion_tokens=added([part.completion_tokens for part in parts]),
+        cached_tokens=added([part.cached_tokens for part in parts]),
         dollars=added([part.dollars for part in parts]),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from memento_pipeline.answers import parse_scores
-from memento_pipeline.asking import all_of, ask_items, evenly
+from memento_pipeline.asking import all_of, ask_items
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.prompts import score_prompt
 from memento_pipeline.records import BoundaryScores, Record, Sentences, Trace
@@ -20,7 +20,7 @@ class ScoreOptions(Record):
     """`windows_per_call` windows of consecutive boundaries share one call and its instructions."""
 
     window: int = Field(default=16, ge=1)  # boundaries (paper)
-    windows_per_call: int = Field(default=4, ge=1)
+    windows_per_call: int = Field(default=16, ge=1)
     second_window: int = Field(
         default=0, ge=0
     )  # 0: one pass; 11: the paper's second pass, averaged
@@ -31,6 +31,12 @@ def calls_for(boundaries: int, options: ScoreOptions) -> int:
     """Calls of a trace with so many boundaries, when nothing has to be asked again."""
     windows = [options.window, options.second_window]
     return sum(-(-boundaries // (w * options.windows_per_call)) for w in windows if w)
+
+
+def parts(boundaries: Sequence[int], most: int) -> list[Sequence[int]]:
+    """One call's boundaries each. Full ones first: the first call's text is the start of all
+    later questions about the trace, and the more of it a prefix cache has read, the better."""
+    return [boundaries[start : start + most] for start in range(0, len(boundaries), most)]
 
 
 async def score_boundaries(
@@ -72,9 +78,17 @@ async def _one_pass(
     window: int,
 ) -> dict[int, int]:
     def prompt(wanted: Sequence[int], note: str, attempt: int) -> Prompt:
-        return score_prompt(trace.id, trace.thought, sentences, wanted, note=note, attempt=attempt)
+        return score_prompt(
+            trace.id,
+            trace.thought,
+            sentences,
+            wanted,
+            problem=trace.problem,
+            note=note,
+            attempt=attempt,
+        )
 
     ask: Any = partial(ask_items, llm, meter, tries=options.tries)
-    parts = evenly(boundaries, window * options.windows_per_call)
-    answers = await all_of([ask(part, make_prompt=prompt, parse=parse_scores) for part in parts])
+    calls = parts(boundaries, window * options.windows_per_call)
+    answers = await all_of([ask(part, make_prompt=prompt, parse=parse_scores) for part in calls])
     return {item: grade for answer in answers for item, (grade, _) in answer.items()}

@@ -10,18 +10,19 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from memento_pipeline.cli_options import RULES
 from memento_pipeline.convert import Outcome
-from memento_pipeline.options import RULES, RunOptions
+from memento_pipeline.options import RunOptions
 from memento_pipeline.plan import Plan
 from memento_pipeline.progress import duration
 from memento_pipeline.records import Converted
 
 MOST_REASONS = 8
-LONGEST_REASON = 150  # characters
+LONGEST_REASON = 700  # characters: a server's words and a hint in one
 
 
 def problem(console: Console, text: str) -> None:
-    console.print(f"[bold red]error[/] {escape(text)}", highlight=False)
+    console.print(f"[bold red]error[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def counts(console: Console, found: Mapping[str, int]) -> None:
@@ -42,26 +43,36 @@ def summary(console: Console, outcome: Outcome, folder: Path) -> None:
         problem(console, f"{not_ready} traces lack the stage before this one: run that first")
     for reason, count in done.reasons.most_common(MOST_REASONS):
         line = " ".join(reason.split())[:LONGEST_REASON]
-        console.print(f"  {count} x {escape(line)}", highlight=False)
+        console.print(f"  {count} x {escape(line)}", highlight=False, soft_wrap=True)
     if (more := len(done.reasons) - MOST_REASONS) > 0:
         console.print(f"  and {more} other reasons: see {escape(str(folder))}/rejected.jsonl")
+    for note in outcome.notes:
+        console.print(f"note: {escape(note)}", highlight=False)
     spent = outcome.spent
     if spent.answers:
         unknown = f" ({spent.unknown} answers without a usage report)" if spent.unknown else ""
+        known = outcome.cached_tokens
+        cached = "" if known is None else f" ({known:,} of them cached)"
         cost = f", ${spent.dollars:.4f}" if spent.dollars else ""  # without prices it is unknown
         console.print(
-            f"calls {spent.answers}, tokens in {spent.prompt_tokens:,}, out "
+            f"calls {spent.answers}, tokens in {spent.prompt_tokens:,}{cached}, out "
             f"{spent.completion_tokens:,}{unknown}{cost}",
             highlight=False,
         )
     console.print(f"took {duration(done.seconds)}", highlight=False)
+    stopped(console, outcome)
     if done.stopped:
-        problem(console, done.stopped)
         again = f"memento convert --out {folder} --resume"
         console.print(f"to resume: [bold]{escape(again)}[/]", highlight=False)
     elif outcome.counts.get("failed"):
         again = f"memento convert --out {folder} --resume --retry-failed"
         console.print(f"to try the failed ones again: [bold]{escape(again)}[/]", highlight=False)
+
+
+def stopped(console: Console, outcome: Outcome) -> None:
+    """In one line why the run ended early, if it did: said even when nothing else is."""
+    if (why := outcome.summary.stopped) is not None:
+        problem(console, " ".join(why.split()))
 
 
 def plan(console: Console, expected: Plan, options: RunOptions, tokenizer: str) -> None:

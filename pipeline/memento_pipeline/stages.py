@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from memento_pipeline.checks import check_memento
-from memento_pipeline.options import RULES, RunOptions
+from memento_pipeline.cli_options import RULES
+from memento_pipeline.options import RunOptions
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.read import why_filtered
 from memento_pipeline.records import (
@@ -17,9 +18,10 @@ from memento_pipeline.records import (
     Sentences,
     Trace,
 )
+from memento_pipeline.relax import cut_thought
 from memento_pipeline.rules import extract_memento, forced_scores, rule_scores
 from memento_pipeline.score import score_boundaries
-from memento_pipeline.segment import cut_blocks, keep_blocks
+from memento_pipeline.segment import keep_blocks
 from memento_pipeline.split import split
 from memento_pipeline.summarize import gate, make_mementos
 from memento_pipeline.tokens import TokenCounter, count
@@ -77,10 +79,12 @@ class Stages:
             if self._keeps(trace):
                 penalty = self._options.segment.penalty
                 return keep_blocks(sentences, scores, trace.given_blocks, penalty)
-            return await asyncio.to_thread(cut_blocks, sentences, scores, self._options.segment)
+            return await asyncio.to_thread(
+                cut_thought, trace.thought, sentences, scores, self._options.segment, self._counter
+            )
         segmentation = done["segment"]
         assert isinstance(segmentation, Segmentation)
-        return Mementos(mementos=await self._summarize(trace, segmentation.blocks, meter))
+        return Mementos(mementos=await self._summarize(trace, done, segmentation.blocks, meter))
 
     def _keeps(self, trace: Trace) -> bool:
         """Whether the blocks that the row came with stay."""
@@ -94,13 +98,23 @@ class Stages:
         return await score_boundaries(trace, sentences, forced, self._llm, meter, options)
 
     async def _summarize(
-        self, trace: Trace, blocks: tuple[Block, ...], meter: Meter
+        self, trace: Trace, done: dict[str, Record], blocks: tuple[Block, ...], meter: Meter
     ) -> tuple[Memento, ...]:
         if self._llm is None:
             return await asyncio.to_thread(self._by_rules, trace, blocks)
-        options = self._options.summarize
+        options, sentences, scores = self._options.summarize, done["split"], done["score"]
+        assert isinstance(sentences, Sentences)
+        assert isinstance(scores, BoundaryScores)
         return await make_mementos(
-            trace, blocks, self._llm, meter, options, check_memento, self._count
+            trace,
+            sentences,
+            scores,
+            blocks,
+            self._llm,
+            meter,
+            options,
+            check_memento,
+            self._count,
         )
 
     def _by_rules(self, trace: Trace, blocks: tuple[Block, ...]) -> tuple[Memento, ...]:

@@ -36,6 +36,7 @@ from memento_pipeline.schema import (
     drop_stages,
     set_meta,
     settle,
+    upgrade,
 )
 from memento_pipeline.writer import GroupCommit
 from memento_sgl.errors import StoreError
@@ -130,6 +131,7 @@ class Store:
     def _begin(self, db: sqlite3.Connection, settings: Settings, redo: set[str]) -> None:
         for statement in SCHEMA.split(";"):
             db.execute(statement)
+        upgrade(db)
         run = self._meta_of(db, "run") or "0"
         first_redone = min((STAGES.index(stage) for stage in redo), default=len(STAGES))
         dropped = STAGES[first_redone:]
@@ -175,7 +177,7 @@ class Store:
         await self.write(lambda db: db.execute(sql, row))
 
     async def keep_answer(self, answer: StoredAnswer) -> None:
-        sql = "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        sql = "INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         await self.write(lambda db: db.execute(sql, answer))
 
     def answer(self, key: str) -> StoredAnswer | None:
@@ -241,12 +243,18 @@ class Store:
         ).fetchone()
         return Spent(*row)
 
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens that endpoints read from their caches; None when none reported any."""
+        row = self._reader.execute("SELECT sum(cached_tokens) FROM answers").fetchone()
+        return None if row[0] is None else int(row[0])
+
     def bill(self) -> list[Paid]:
         """What was paid so far, by stage and model."""
         rows = self._reader.execute(
             "SELECT stage, model, count(*), sum(prompt_tokens), sum(completion_tokens), "
             "count(*) - count(prompt_tokens + completion_tokens), sum(dollars), "
-            "count(*) - count(dollars) FROM answers GROUP BY stage, model ORDER BY min(rowid)"
+            "count(*) - count(dollars), sum(cached_tokens) FROM answers "
+            "GROUP BY stage, model ORDER BY min(rowid)"
         )
         return [Paid(*row) for row in rows]
 

@@ -1,8 +1,12 @@
 """Stage 5: a memento for every block: propose, judge, refine, keep the best.
 
-One call proposes all mementos of a trace with the whole trace in view, one judges them, one
-improves those that failed. The paper's defaults: below 8 of 10 a memento is refined, the judge is
-asked at most twice (more rounds make mementos longer), 28 % pass at first and 92 % in the end.
+One call proposes all mementos of a trace with the whole trace in view; one reviews them: it grades
+each and at once improves those that fall short; one judges what was improved, with only the blocks
+of those in view. The paper's defaults: below 8 of 10 a memento is refined, the judge is asked at
+most twice (more rounds make mementos longer), 28 % pass at first and 92 % in the end.
+
+Grading and improving in one call reads the trace once instead of twice. What a review grades low
+but does not improve is refined by a call of its own.
 """
 
 from __future__ import annotations
@@ -12,14 +16,30 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from memento_pipeline.answers import Judgement, Parsed, parse_judgements, parse_mementos
+from memento_pipeline.answers import (
+    Judgement,
+    Parsed,
+    Review,
+    parse_judgements,
+    parse_mementos,
+    parse_reviews,
+)
 from memento_pipeline.asking import all_of, ask_items
 from memento_pipeline.paid import Meter, PaidLlm
-from memento_pipeline.prompts import BlockView, memento_prompt, nonce_for
-from memento_pipeline.records import Attempt, Block, Memento, Record, Trace
+from memento_pipeline.prompts import BlockView, marked, memento_prompt, nonce_for
+from memento_pipeline.records import (
+    Attempt,
+    Block,
+    BoundaryScores,
+    Memento,
+    Record,
+    Sentences,
+    Trace,
+)
 from memento_pipeline.wire import Prompt
 
 T = TypeVar("T")
+WHOLE = 0.9  # of a trace's tokens: who asks about as much sees all of it
 Check = Callable[[str, str], tuple[str, ...]]
 """(block text, memento) -> problems that a program can see"""
 Count = Callable[[str], int]
@@ -87,6 +107,8 @@ class _Maker:
     def __init__(
         self,
         trace: Trace,
+        sentences: Sentences,
+        scores: BoundaryScores,
         blocks: Sequence[Block],
         llm: PaidLlm,
         meter: Meter,
@@ -94,6 +116,11 @@ class _Maker:
         check: Check,
     ) -> None:
         self.trace = trace
+        self.sentences = sentences
+        # The cuts that the questions for grades numbered, so that both begin alike.
+        asked = zip(scores.boundaries, scores.decided_by, strict=True)
+        ends = {block.last_sentence for block in blocks}
+        self.marks = sorted({boundary for boundary, by in asked if by == "llm"} | ends)
         self.options = options
         self.check = check
         self.candidates = [
@@ -108,17 +135,38 @@ class _Maker:
 
     async def judge(self) -> None:
         """Have the newest attempts judged that are not yet."""
-        asked = [c for c in self.candidates if c.attempts[-1].judge_score is None]
+        asked = self._unjudged()
         judgements = await self._ask("judge", asked, parse_judgements)
         for candidate in asked:
             candidate.judged(judgements[candidate.number][0])
 
-    async def refine(self) -> bool:
-        """Improve the best attempts that do not pass; False when all do."""
-        threshold = self.options.threshold
-        failing = [c for c in self.candidates if not c.passes(c.best(threshold), threshold)]
-        await self._write("refine", failing)
+    async def review(self) -> bool:
+        """Have them judged and those that do not pass improved; False when all pass."""
+
+        def parse(text: str, wanted: Sequence[int]) -> Parsed[Review]:
+            return parse_reviews(text, wanted, self._nonce)
+
+        asked = self._unjudged()
+        reviews = await self._ask("review", asked, parse)
+        for candidate in asked:
+            candidate.judged(reviews[candidate.number][0].judgement)
+        failing = self._failing()
+        rest: list[_Candidate] = []
+        for candidate in failing:
+            review, model = reviews.get(candidate.number, (None, ""))
+            if review is None or review.improved is None:
+                rest.append(candidate)
+            else:
+                candidate.add(review.improved, model, self.check)
+        await self._write("refine", rest)
         return bool(failing)
+
+    def _unjudged(self) -> list[_Candidate]:
+        return [c for c in self.candidates if c.attempts[-1].judge_score is None]
+
+    def _failing(self) -> list[_Candidate]:
+        threshold = self.options.threshold
+        return [c for c in self.candidates if not c.passes(c.best(threshold), threshold)]
 
     async def _write(self, stage: str, asked: Sequence[_Candidate]) -> None:
         # A refined memento is checked against the nonce too: it must not repeat a tag.
@@ -147,15 +195,20 @@ class _Maker:
         parse: Callable[[str, Sequence[int]], Parsed[T]],
     ) -> dict[int, tuple[T, str]]:
         views = {c.number: self._view(c, stage) for c in shown}
+        excerpt = "" if shown is asked else self._excerpt(shown)
+        if excerpt:
+            views = {c.number: views[c.number]._replace(where=_where(c, shown)) for c in shown}
 
         def prompt(wanted: Sequence[int], note: str, attempt: int) -> Prompt:
             return memento_prompt(
                 stage,
                 self.trace.id,
                 self.trace.problem,
-                [view._replace(candidate="", feedback="") for view in views.values()],
+                [] if excerpt else [views[number] for number in wanted],
                 [views[number] for number in wanted],
                 nonce=self._nonce,
+                excerpt=excerpt,
+                threshold=self.options.threshold,
                 note=note,
                 attempt=attempt,
             )
@@ -170,7 +223,7 @@ class _Maker:
         """What to show and what to ask in each call.
 
         The whole trace is shown where it fits: the model sees the context, and a prefix cache has
-        it already. When less than half of it is asked about, only that is shown.
+        it already. When noticeably less is asked about, only that is shown (then both are one).
         """
         groups: list[list[_Candidate]] = [[]]
         for candidate in self.candidates:
@@ -181,10 +234,15 @@ class _Maker:
         result: list[tuple[Sequence[_Candidate], Sequence[_Candidate]]] = []
         for shown in groups:
             part = [c for c in shown if c in asked]
-            few = 2 * sum(c.block.tokens for c in part) < sum(c.block.tokens for c in shown)
+            tokens, all_ = (sum(c.block.tokens for c in group) for group in (part, shown))
+            few = tokens < WHOLE * all_
             if part:
                 result.append((part if few else shown, part))
         return result
+
+    def _excerpt(self, shown: Sequence[_Candidate]) -> str:
+        first, last = shown[0].block.first_sentence, shown[-1].block.last_sentence
+        return marked(self.trace.thought, self.sentences, self.marks, first, last)
 
     def _view(self, candidate: _Candidate, stage: str) -> BlockView:
         options = self.options
@@ -196,15 +254,26 @@ class _Maker:
         )
         if stage == "summarize":
             return view
-        index = -1 if stage == "judge" else candidate.best(options.threshold)
+        index = candidate.best(options.threshold) if stage == "refine" else -1
         attempt = candidate.attempts[index]
+        if stage != "refine":
+            return view._replace(candidate=attempt.text, feedback="\n".join(attempt.problems))
         remarks = [attempt.feedback, *attempt.problems]
         feedback = "\n".join(remark for remark in remarks if remark)
         return view._replace(candidate=attempt.text, feedback=feedback or "Make it more complete.")
 
 
+def _where(candidate: _Candidate, shown: Sequence[_Candidate]) -> str:
+    """Between which cuts of the shown text a block lies."""
+    start = f"⟦{candidate.block.first_sentence - 1}⟧" if candidate is not shown[0] else "the start"
+    end = f"⟦{candidate.block.last_sentence}⟧" if candidate is not shown[-1] else "the end"
+    return f"{start} to {end}"
+
+
 async def make_mementos(
     trace: Trace,
+    sentences: Sentences,
+    scores: BoundaryScores,
     blocks: Sequence[Block],
     llm: PaidLlm,
     meter: Meter,
@@ -217,13 +286,14 @@ async def make_mementos(
     Raises:
         AnswerError, EndpointError, StoppedError: nothing is made up, the stage is not done.
     """
-    maker = _Maker(trace, blocks, llm, meter, options, check)
+    maker = _Maker(trace, sentences, scores, blocks, llm, meter, options, check)
     await maker.propose()
-    for round_ in range(options.rounds):
-        await maker.judge()
-        # What the last round judged is final: an unjudged refinement is never kept.
-        if round_ == options.rounds - 1 or not await maker.refine():
+    for _ in range(options.rounds - 1):
+        if not await maker.review():
             break
+    else:
+        if options.rounds:  # what the last round judges is final: nothing unjudged is kept
+            await maker.judge()
     return tuple(_kept(candidate, options.threshold, count) for candidate in maker.candidates)
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memento_pipeline._files import list_files, read_rows
+from memento_pipeline._files import ROW_FOLDERS, STORE, data_files, list_files
 from memento_pipeline._pairs import MARKERS
-from memento_pipeline._shapes import RowError
 from memento_pipeline.assemble import END_THINK, THINK, parse_response
 from memento_sgl.config import MementoConfig
+from memento_sgl.errors import DataError
 from memento_sgl.machine import BlockMachine
 from memento_sgl.markers import MarkerIds
+from memento_sgl.row_files import TABLES, Broken, named_like, read_values
 
 _SPECIAL = re.compile(r"<[|｜][^\s<>|｜]{1,64}[|｜]>|</?think>")
 _IDS = MarkerIds(1, 2, 3, 4)
@@ -28,32 +29,63 @@ _TEXT_COLUMNS = ("problem", "response")
 
 
 class RowReport(NamedTuple):
-    """Problems of one row, empty if it is valid. `row` counts from 1."""
+    """Problems of one row, empty if it is valid. `row` counts from 1, and the rows with this number
+    in all files of `group` are the same trace."""
 
     file: Path
     row: int
     problems: tuple[str, ...]
+    group: Path
 
 
 def validate_files(paths: Sequence[Path]) -> Iterator[RowReport]:
-    """A report for every row of files and folders.
+    """A report for every row of files and folders. Of a work folder the row files are checked, not
+    its logs.
 
     Raises:
         ConfigError: a path is missing or of an unknown kind.
         DataError: a Parquet or Arrow file that cannot be read.
     """
-    for file in list_files(paths):
-        for number, row in read_rows(file):
-            problems = [str(row)] if isinstance(row, RowError) else validate_row(row)
-            yield RowReport(file, number, tuple(problems))
+    for group, files in _groups(paths):
+        counts: dict[Path, int] = {}
+        for file in files:
+            counts[file] = 0
+            for number, row in read_values(file):
+                if isinstance(row, Broken) and named_like(file, TABLES):
+                    raise DataError(row.reason)
+                counts[file] += 1
+                problems = [row.reason] if isinstance(row, Broken) else validate_row(row)
+                yield RowReport(file, number, tuple(problems), group)
+        if len(set(counts.values())) > 1:
+            said = ", ".join(f"{file.relative_to(group.parent)} {n}" for file, n in counts.items())
+            yield RowReport(
+                files[0], max(counts.values()) + 1, (f"row counts differ: {said}",), group
+            )
 
 
-def validate_row(row: Mapping[str, Any]) -> list[str]:
-    """Problems of a row in the `default`, `full`, chat-text or tokenized shape."""
+def _groups(paths: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """Files that hold the same rows in other forms: all of a work folder, and those of one name."""
+    for path in paths:
+        tables = [folder for name in ROW_FOLDERS if (folder := path / name).is_dir()]
+        if tables or (path / STORE).is_file():
+            yield path, [file for folder in tables for file in data_files(folder)]
+            continue
+        named: dict[Path, list[Path]] = {}
+        for file in data_files(path) if path.is_dir() else list_files([path]):
+            named.setdefault(file.with_name(file.name.split(".")[0]), []).append(file)
+        yield from named.items()
+
+
+def validate_row(row: Any) -> list[str]:
+    """Problems of a row in the `default`, `full`, `messages`, chat-text or tokenized shape."""
+    if not isinstance(row, Mapping):
+        return [f"expected an object, got {type(row).__name__}"]
     if "input_ids" in row:
         return _tokenized(row)
     if "response" not in row and isinstance(row.get("text"), str):
-        return _structure(row["text"])
+        return _structure(row["text"]) + _answered(row["text"])
+    if "response" not in row and isinstance(row.get("messages"), list):
+        return _messages(row["messages"])
     for column in _TEXT_COLUMNS:
         if not isinstance(row.get(column), str) or not row[column].strip():
             return [f"{column} is missing or not text"]
@@ -88,6 +120,21 @@ def _structure(text: str) -> list[str]:
     ]
 
 
+def _messages(messages: Sequence[Any]) -> list[str]:
+    """One question and one answer, judged like problem and response."""
+    said = [turn.get("content") for turn in messages if isinstance(turn, Mapping)]
+    roles = [turn.get("role") for turn in messages if isinstance(turn, Mapping)]
+    if roles != ["user", "assistant"]:
+        return [f"messages of {roles} instead of user and assistant"]
+    return validate_row({"problem": said[0], "response": said[1]})
+
+
+def _answered(text: str) -> list[str]:
+    """Chat text must say something between the thought and the marks that end the turn."""
+    answer = _SPECIAL.sub("", text.rpartition(END_THINK)[2])
+    return [] if answer.strip() else [f"no answer after {END_THINK}"]
+
+
 def _frame(response: str) -> list[str]:
     problems = []
     if not response.startswith(THINK):
@@ -99,6 +146,8 @@ def _frame(response: str) -> list[str]:
     if parsed.outside and not _SPECIAL.search(parsed.outside):
         problems.append(f"thought outside the blocks: {parsed.outside[:60]!r}")
     inner = [*parsed.blocks, *parsed.mementos]
+    if parsed.answer is not None and not parsed.answer.strip():
+        problems.append(f"no answer after {END_THINK}")
     stray = {token for text in inner for token in _SPECIAL.findall(text)}
     stray |= set(_SPECIAL.findall(parsed.answer or "")) - {END_THINK}
     if stray:

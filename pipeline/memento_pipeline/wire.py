@@ -1,26 +1,19 @@
-"""What is sent to an endpoint, and what its response means. Decides nothing about when.
-
-malformed body, 408, 409, 425, 429, 5xx                       again
-401, 402, exhausted quota, redirect; 403, 404 before any      fatal
-success
-other 4xx                                                     refused
-"""
+"""What is sent to an endpoint, and what it is known to take. Decides nothing about when."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal, NamedTuple
+import re
+from typing import Any, NamedTuple
 
 import httpx
-from pydantic import BaseModel, Field, ValidationError
 
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import Slot, retry_after
+from memento_pipeline.limits import Slot
+from memento_pipeline.responses import Completion, Failure, Response, read
 
-FATAL = {401, 402}
-FATAL_AT_FIRST = {403, 404}  # later they may be about one request (moderation)
-AGAIN = {408, 409, 425, 429}
-QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+__all__ = ["Completion", "Failure", "Prompt", "Schema", "Server"]
+
+_ABOUT_SCHEMA = re.compile(r"response_format|json_schema|structured.output", re.I)
 _ONE = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30)
 
 
@@ -32,7 +25,8 @@ class Schema(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One question. `attempt` counts the askings of the same text: it makes their keys differ."""
+    """One question. `attempt` counts the askings of the same text: it makes their keys differ.
+    `limit`: tokens that no sensible answer without reasoning exceeds."""
 
     trace_id: str
     stage: str
@@ -40,49 +34,64 @@ class Prompt(NamedTuple):
     user: str
     schema: Schema | None = None
     attempt: int = 0
+    limit: int | None = None
 
 
-class Completion(NamedTuple):
-    """What an endpoint answered; counts are None where it does not report them."""
+class Dialect:
+    """What one endpoint takes, as found out from its refusals. Each change is made and told once.
 
-    text: str
-    model: str
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    `schemas`: response_format. `limit_name`: newer models want `max_completion_tokens`.
+    `temperature`: some take none. `limits`: whether a limit of ours may be sent, which would cut
+    off a model that reasons.
+    """
 
+    def __init__(self, schemas: bool) -> None:
+        self.schemas = schemas
+        self.limit_name = "max_tokens"
+        self.temperature = True
+        self.limits = False  # until the first answer shows that the model does not reason
 
-class Failure(NamedTuple):
-    what: Literal["again", "refused", "fatal"]
-    reason: str
-    wait: float | None = None  # seconds, by the server's word
-    overload: bool = False
-    answered: bool = False  # the server is there and took the key
+    def body(
+        self, prompt: Prompt, model: str, options: AskOptions, *, schema: bool, limit: bool
+    ) -> dict[str, Any]:
+        """The request; `schema` and `limit` allow what the endpoint may not take."""
+        sampling = options.sampling()
+        if not self.temperature:
+            sampling.pop("temperature", None)
+        own = not {"max_tokens", "max_completion_tokens"} & set(sampling)
+        if own and limit and self.limits and prompt.limit is not None:
+            sampling["max_tokens"] = prompt.limit
+        if self.limit_name != "max_tokens" and "max_tokens" in sampling:
+            sampling[self.limit_name] = sampling.pop("max_tokens")
+        messages = [
+            {"role": "system", "content": prompt.system},
+            {"role": "user", "content": prompt.user},
+        ]
+        body = {"model": model, "messages": messages} | sampling
+        if prompt.schema is not None and schema and self.schemas:
+            named = {"name": prompt.schema.name, "strict": True, "schema": prompt.schema.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        return body
 
-
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Usage(BaseModel):
-    prompt_tokens: int | None = Field(default=None, ge=0)
-    completion_tokens: int | None = Field(default=None, ge=0)
-
-
-class _Body(BaseModel):
-    choices: list[_Choice] = Field(min_length=1)
-    usage: _Usage | None = None
+    def adapt(self, sent: dict[str, Any], words: str) -> str | None:
+        """Learn from a refusal. Returns what changed, in words; None when nothing did."""
+        if "max_tokens" in sent and "max_completion_tokens" in words:
+            self.limit_name = "max_completion_tokens"
+            return "takes max_completion_tokens instead of max_tokens"
+        if "temperature" in sent and "temperature" in words.lower():
+            self.temperature = False
+            return "takes no temperature: its answers are sampled as the server does by default"
+        if "response_format" in sent and _ABOUT_SCHEMA.search(words):
+            self.schemas = False
+            return "takes no response_format: its answers are parsed strictly instead"
+        return None
 
 
 class Server:
-    """One endpoint during a run. `schemas` turns false when it does not take response_format;
+    """One endpoint during a run.
+
     `reached` turns true with its first response, `answered` and `schema_answered` when it has
-    completed a request (with one).
+    completed a request (with a schema).
 
     Each request in flight has a client with one connection, the last used first: httpx's own pool
     looks at all connections for every request, which at 200 costs more than the request.
@@ -91,10 +100,14 @@ class Server:
     def __init__(self, endpoint: Endpoint, options: AskOptions) -> None:
         self.endpoint = endpoint
         self.slot = Slot(options.concurrency)
-        self.schemas = options.structured == "auto"
+        self.dialect = Dialect(options.structured == "auto")
         self.reached = False
         self.answered = False
         self.schema_answered = False
+        self.reasons = False  # the model was seen to reason
+        self.first_sent: float | None = None
+        self.unusable = 0  # responses in a row before the first success that no client could read
+        self.slow = 0  # requests in a row that took too long although nothing else was in flight
         self.key = endpoint.key()
         self.headers = {"Content-Type": "application/json"}
         if self.key:
@@ -122,70 +135,22 @@ class Server:
         for client in self._clients:
             await client.aclose()
 
-    def body(self, prompt: Prompt, options: AskOptions, schema: bool) -> dict[str, Any]:
-        messages = [
-            {"role": "system", "content": prompt.system},
-            {"role": "user", "content": prompt.user},
-        ]
-        body = {"model": self.endpoint.model, "messages": messages} | options.sampling()
-        if prompt.schema is not None and schema:
-            body["response_format"] = {
-                "type": "json_schema",
-                "json_schema": {
-                    "name": prompt.schema.name,
-                    "strict": True,
-                    "schema": prompt.schema.schema,
-                },
-            }
-        return body
-
     def read(self, response: httpx.Response) -> Completion | Failure:
         """The answer in a response, or what its failure means."""
-        status = response.status_code
-        if status == 200:
-            return _completion(self.endpoint.model, response.content)
-        reason = self.redact(f"HTTP {status}: {_error_text(response)}")
-        if status in FATAL or (status in FATAL_AT_FIRST and not self.answered):
-            return Failure("fatal", reason, answered=True)
-        if status == 429 and any(code in response.text for code in QUOTA_CODES):
-            return Failure("fatal", reason, answered=True)
-        if 300 <= status < 400:
-            return Failure(
-                "fatal", f"{reason} (redirects are not followed: give the final address)"
-            )
-        if status in AGAIN or status >= 500:
-            wait = retry_after(response.headers.get("retry-after"))
-            return Failure("again", reason, wait, overload=status in (429, 503), answered=True)
-        return Failure("refused", reason, answered=True)
+        plain = Response(response.status_code, response.headers, response.content)
+        outcome = read(plain, self.endpoint.model, before=self.answered)
+        if isinstance(outcome, Failure):
+            return outcome._replace(reason=self.redact(outcome.reason))
+        return outcome
+
+    def learn(self, answer: Completion, *, schema: bool) -> None:
+        """A request was completed."""
+        self.answered = True
+        self.schema_answered |= schema
+        self.unusable = self.slow = 0
+        self.reasons |= answer.reasoned
+        self.dialect.limits = not self.reasons
 
     def redact(self, text: str) -> str:
         """Error texts of servers may repeat the key."""
         return text.replace(self.key, "***") if self.key else text
-
-
-def _completion(model: str, content: bytes) -> Completion | Failure:
-    try:
-        body = _Body.model_validate_json(content)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        return Failure("again", f"malformed answer ({where or 'body'}: {problem['msg']})")
-    usage = body.usage or _Usage()
-    choice = body.choices[0]
-    return Completion(
-        text=choice.message.content or "",
-        model=model,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-    )
-
-
-def _error_text(response: httpx.Response) -> str:
-    """The server's own words, shortened to one line."""
-    try:
-        error = json.loads(response.content)["error"]
-        text = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        text = response.text
-    return " ".join(str(text).split())[:200]

@@ -72,14 +72,17 @@ class GroupCommit:
             return
         try:
             while (batch := self._next_batch()) is not None:
-                self._commit(connection, batch)
+                if (broken := self._commit(connection, batch)) is not None:
+                    self._fail(broken)  # until it is closed: nobody may wait for a dead thread
+                    return
         finally:
             connection.close()
 
     def _fail(self, error: BaseException) -> None:
         self._broken = error
         while (item := self._queue.get()) is not None:
-            item[1].set_exception(StoreError(f"the store cannot be written: {error}"))
+            if item[1].set_running_or_notify_cancel():
+                item[1].set_exception(StoreError(f"the store cannot be written: {error}"))
 
     def _next_batch(self) -> list[tuple[Write[Any], Future[Any]]] | None:
         item = self._queue.get()
@@ -99,13 +102,14 @@ class GroupCommit:
 
     def _commit(
         self, connection: sqlite3.Connection, batch: list[tuple[Write[Any], Future[Any]]]
-    ) -> None:
+    ) -> sqlite3.Error | None:
+        """Write a batch and answer for it; an error here is one that ends all writing."""
         try:
             connection.execute("BEGIN IMMEDIATE")
             results = [write(connection) for write, _ in batch]
             connection.execute("COMMIT")
         except Exception as error:
-            self._roll_back(connection)
+            broken = self._roll_back(connection)
             failure: Exception = error
             if isinstance(error, sqlite3.Error):
                 failure = StoreError(
@@ -115,13 +119,18 @@ class GroupCommit:
             for _, future in batch:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(failure)
-            return
+            return broken
         for (_, future), result in zip(batch, results, strict=True):
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
+        return None
 
     @staticmethod
-    def _roll_back(connection: sqlite3.Connection) -> None:
+    def _roll_back(connection: sqlite3.Connection) -> sqlite3.Error | None:
         # SQLite has rolled back by itself after "disk full" and some I/O errors.
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            return error
+        return None

@@ -53,7 +53,7 @@ def test_options_that_cannot_work(values: Any, error: type[Exception], message: 
 
 def test_options_go_to_the_server_by_its_names() -> None:
     options = Options(
-        max_blocks=4, max_block_tokens=9, max_memento_tokens=3, constrain="strict",
+        max_blocks=4, max_block_tokens=9, max_summary_tokens=3, constrain="strict",
         server={"min_blocks": 2},
     )  # fmt: skip
     assert options.request() == {

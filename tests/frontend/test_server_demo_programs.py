@@ -94,7 +94,7 @@ def test_all_ways_give_the_same_tokens_and_accounting(
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        (Options.greedy(max_block_tokens=12, max_memento_tokens=3, max_tokens=400), {}),
+        (Options.greedy(max_block_tokens=12, max_summary_tokens=3, max_tokens=400), {}),
         (Options.greedy(server={"keep_last_n_blocks": 1}), {"keep_last_n_blocks": 1}),
         (
             Options.greedy(server={"keep_last_block_for_answer": True}),
@@ -134,7 +134,7 @@ def test_strict_drives_a_model_where_it_would_not_go(
     client: NativeClient, endpoint: MementoEndpoint
 ) -> None:
     options = Options.greedy(
-        constrain="strict", max_blocks=3, max_block_tokens=20, max_memento_tokens=6,
+        constrain="strict", max_blocks=3, max_block_tokens=20, max_summary_tokens=6,
         server={"min_blocks": 3}, regex="yes|no",
     )  # fmt: skip
     found = run(endpoint, "Is this a sum?", options).ret_value

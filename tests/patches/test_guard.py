@@ -44,7 +44,7 @@ def test_every_hook_function_is_in_the_ledger() -> None:
     import memento_patches
 
     listed = {seam.hook for seam in LEDGER}
-    internal = {"ledger", "guard", "plugin", "classes", "compare"}
+    internal = {"ledger", "guard", "plugin", "classes", "compare", "source"}
     for info in pkgutil.iter_modules(memento_patches.__path__):
         if info.name in internal:
             continue
@@ -138,5 +138,5 @@ def test_an_original_bound_elsewhere_is_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_roles() -> None:
-    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "scheduler"}
+    assert {seam.role for seam in LEDGER} == {"bootstrap", "frontend", "page", "scheduler"}
     assert len(seams("scheduler")) > 5

@@ -44,7 +44,8 @@ def split(monkeypatch: pytest.MonkeyPatch) -> Split:
         monkeypatch.setattr("sglang.srt.runtime_context.get_server_args", lambda: arguments)
         register_parser(arguments._memento.config)
         parser = ReasoningParser("memento")
-        adapt_parser(None, parser, request=asked, tokenizer=tokenizer)
+        more = {"tool_call_parser_active": False, "prefix": None}  # as SGLang passes them
+        adapt_parser(None, parser, request=asked, tokenizer=tokenizer, **more)
         found: tuple[str, str] = parser.parse_non_stream(text)
         return found
 

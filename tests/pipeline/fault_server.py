@@ -25,14 +25,20 @@ from email.utils import formatdate
 from typing import Any
 
 TRANSPORT_FAULTS = (
-    *("429", "429-after", "429-date", "500", "503-after"),
+    *("429", "429-after", "429-date", "500", "503-after", "529"),
     *("hang", "drip", "close", "cut-body", "bad-body", "no-choices", "error-body"),
 )
 CONTENT_FAULTS = (
     *("nan", "out-of-range", "missing", "foreign-number", "unnumbered", "eighty"),
     *("truncated", "empty", "echo", "unclosed-reasoning", "two-answers", "prose-only"),
 )
-HARMLESS = ("reasoning", "prose", "fence")  # must be read as if they were not there
+HARMLESS = (  # must be read as if they were not there
+    *("reasoning", "prose", "fence", "sketch", "parts", "odd-usage", "stream"),
+)
+HOPELESS = (  # what some endpoints answer to everything
+    *("html", "not-json", "error-400", "error-429", "stream-error", "empty-stream"),
+    *("refusal", "filtered", "reasoned", "cut", "quota", "no-model"),
+)
 ALL_FAULTS = (*TRANSPORT_FAULTS, *CONTENT_FAULTS, *HARMLESS)
 
 
@@ -52,6 +58,10 @@ class Settings:
     path: str = "/v1/chat/completions"
     schema: bool = True  # else response_format is refused with 400
     usage: bool = True
+    cache: bool = False  # report the prompt tokens that an earlier prompt began with
+    always: str = ""  # one of HOPELESS
+    limit_name: str = "max_tokens"  # the other name of it is refused with 400
+    temperature: bool = True  # else it is refused with 400
     hang: float = 30.0  # seconds that "hang" and "drip" take
     retry_after: float = 0.05
     refuse: str = ""  # a prompt that contains this is refused with 400
@@ -71,26 +81,54 @@ def answer(system: str, user: str) -> tuple[str, str]:
     nonce = re.search(r"<problem-(\w+)>", user)
     assert nonce, "not one of our prompts"
     tag = nonce[1]
-    blocks = dict(re.findall(rf"<block-(\d+)-{tag}>\n(.*?)\n</block-\1-{tag}>", user, re.S))
     task = user[user.rindex("\nTask: ") :]
+    blocks = dict(re.findall(rf"<block-(\d+)-{tag}>\n(.*?)\n</block-\1-{tag}>", user, re.S))
+    blocks |= _cut_blocks(user, task, tag)
     found = re.findall(rf"<candidate-(\d+)-{tag}>\n(.*?)\n</candidate-\1-{tag}>", task, re.S)
-    if task.startswith("\nTask: grade"):
+    if task.startswith("\nTask: grade these mementos."):
         return "judge", _judgements(blocks, dict(found))
-    numbers = re.findall(r"^- block (\d+) \(", task, re.M)
+    if task.startswith("\nTask: grade these mementos, then"):
+        grades = _judgements(blocks, dict(found))
+        remarks = re.findall(rf"<remarks-(\d+)-{tag}>", task)
+        bad = [str(g["n"]) for g in json.loads(grades)["judgements"] if not g["formulas"]]
+        wanted = [n for n, _ in found if n in bad or n in remarks]
+        return "review", "\n".join([grades, *_tagged(wanted, blocks, tag, 0.24)])
+    numbers = re.findall(r"^- block (\d+)\b", task, re.M)
     share = 0.16 if task.startswith("\nTask: write") else 0.24
-    mementos = [
+    text = "\n".join(_tagged(numbers, blocks, tag, share))
+    return ("summarize" if share == 0.16 else "refine"), text
+
+
+def _tagged(numbers: list[str], blocks: dict[str, str], tag: str, share: float) -> list[str]:
+    return [
         f"<memento-{n}-{tag}>\n{_memento(blocks[n], share)}\n</memento-{n}-{tag}>" for n in numbers
     ]
-    return ("summarize" if share == 0.16 else "refine"), "\n".join(mementos)
+
+
+def _cut_blocks(user: str, task: str, tag: str) -> dict[str, str]:
+    """The listed blocks of a trace that is shown in one piece, with its cuts numbered."""
+    shown = re.search(rf"<trace-{tag}>\n(.*?)\n</trace-{tag}>", user, re.S)
+    if shown is None:
+        return {}
+    text = shown[1]
+    places = {match[1]: match.span() for match in MARK.finditer(text)}
+    blocks: dict[str, str] = {}
+    for n, start, end in re.findall(
+        r"^- block (\d+): (\S+|the start) to (\S+|the end) \(", task, re.M
+    ):
+        a = 0 if start == "the start" else places[start.strip("⟦⟧")][1]
+        b = len(text) if end == "the end" else places[end.strip("⟦⟧")][0]
+        blocks[n] = MARK.sub("", text[a:b]).strip("\n")
+    return blocks
 
 
 def _scores(user: str) -> str:
     pieces = MARK.split(user)  # text, number, text, number, ...
-    entries = []
+    entries = {}
     for index in range(1, len(pieces), 2):
         before = pieces[index - 1].split()[-1:]
         after = pieces[index + 1].split()[:1]
-        entries.append({"n": int(pieces[index]), "s": _digest(*before, *after) % 4})
+        entries[pieces[index]] = _digest(*before, *after) % 4
     return json.dumps({"scores": entries})
 
 
@@ -132,6 +170,10 @@ def spoil(kind: str, task: str, text: str, user: str) -> str:
         return f'<think>Maybe {{"scores": [{{"n": 1, "s": 3}}]}}? SCORE: 10/10</think>\n{text}'
     if kind == "prose":
         return f"Sure, here it is:\n{text}\nI hope this helps {{really}}!"
+    if kind == "sketch":
+        return f'Roughly {{"scores": [{{"n": ?}}], "judgements": [{{...}}]}} and so on.\n{text}'
+    if kind in ("parts", "odd-usage", "stream"):
+        return text
     if kind == "fence":
         return f"```json\n{text}\n```"
     if kind == "empty":
@@ -144,26 +186,27 @@ def spoil(kind: str, task: str, text: str, user: str) -> str:
         return "SCORE: 10/10. The memento 1 is excellent, 2 failed."
     if kind == "truncated":
         return text[: len(text) * 2 // 3]
+    figure = r'("\d+"|"methods"): \d'
     if kind == "two-answers":
-        return text + "\n" + re.sub(r'("s"|"methods"): [12]', r"\1: 0", text)
+        return text + "\n" + re.sub(r'("\d+"|"methods"): [123]', r"\1: 0", text)
     if kind == "nan":
-        return re.sub(r'("s"|"methods"): \d', r"\1: NaN", text, count=1)
+        return re.sub(figure, r"\1: NaN", text, count=1)
     if kind == "out-of-range":
-        return re.sub(r'("s"|"methods"): \d', r"\1: 99", text, count=1)
+        return re.sub(figure, r"\1: 99", text, count=1)
     if kind == "eighty":
-        return re.sub(r'("s"|"methods"): \d', r'\1: "80/10"', text, count=1)
+        return re.sub(figure, r'\1: "80/10"', text, count=1)
     if kind == "missing":
         if tagged:
             return re.sub(r"<memento-(\d+)-\w+>.*?</memento-\1-\w+>", "", text, count=1, flags=re.S)
-        return re.sub(r'\{"n".*?\}(, )?', "", text, count=1)
+        return re.sub(r'(\{"n".*?\}|"\d+": \d)(, )?', "", text, count=1)
     if kind == "foreign-number":
         if tagged:
             return re.sub(r"memento-(\d+)-", lambda m: f"memento-{int(m[1]) + 1}-", text)
-        return re.sub(r'"n": (\d+)', lambda m: f'"n": {int(m[1]) + 1}', text)
+        return re.sub(r'("n": |")(\d+)\b', lambda m: f"{m[1]}{int(m[2]) + 1}", text)
     assert kind == "unnumbered"
     if tagged:
         return re.sub(r"memento-\d+-\w+", "memento", text)
-    return re.sub(r'"n": \d+, ', "", text)
+    return re.sub(r'"n": \d+, ', "", re.sub(r'"\d+":', '"x":', text))
 
 
 class FaultServer:
@@ -184,6 +227,8 @@ class FaultServer:
         self.level: list[tuple[float, int]] = []  # (time, requests in flight from then on)
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
+        self._pages: set[bytes] = set()  # of prompts, when `cache`
+        self.bodies: list[dict[str, Any]] = []  # of requests, when `keep_prompts`
 
     async def __aenter__(self) -> FaultServer:
         self._server = await asyncio.start_server(self._connection, "127.0.0.1", 0, backlog=1024)
@@ -258,6 +303,8 @@ class FaultServer:
         body = json.loads(raw)
         if "response_format" in body and not settings.schema:
             return await self._send(writer, 400, _error("response_format is not supported"))
+        if refused := _unsupported(body, settings):
+            return await self._send(writer, 400, refused)
         payload = hashlib.sha256(raw).hexdigest()[:24]
         self.asked[payload] += 1
         system, user = (message["content"] for message in body["messages"])
@@ -265,12 +312,15 @@ class FaultServer:
             return await self._send(writer, 400, _error("maximum context length exceeded"))
         if self.keep_prompts:
             self.users.append(user)
+            self.bodies.append(body)
             self.systems.add(system)
         kind = self._draw(payload)
         draw = random.Random(f"{settings.seed}:{payload}").uniform(-1, 1)
         await asyncio.sleep(settings.latency * (1 + settings.jitter * draw))
         if self.in_flight > settings.capacity:
             kind = "429-after"
+        if settings.always:
+            return await self._hopeless(settings.always, writer)
         if kind in TRANSPORT_FAULTS:
             return await self._misbehave(kind, writer)
         task, text = answer(system, user)
@@ -279,9 +329,71 @@ class FaultServer:
         self.calls[task] += 1
         self.tokens["in"] += (len(system) + len(user)) // 4
         self.tokens["out"] += len(text) // 4
+        self.tokens[f"{task} in"] += (len(system) + len(user)) // 4
+        self.tokens[f"{task} out"] += len(text) // 4
         reply = _reply(text, (len(system) + len(user)) // 4, settings.usage)
+        if settings.cache:
+            known = self._known_prefix(system + user) // 4
+            self.tokens["cached"] += known
+            reply["usage"]["prompt_tokens_details"] = {"cached_tokens": known}
         self.answered[payload] += 1
         self.by_key[headers.get("idempotency-key", "")] += 1
+        if kind == "parts":
+            part = {"type": "text", "text": text}
+            reply["choices"][0]["message"]["content"] = [{"type": "thinking"}, part]
+        elif kind == "odd-usage":
+            reply["usage"] = {"prompt_tokens": -1, "completion_tokens": "many", "cost": None}
+        elif kind == "stream":
+            return await self._send(writer, 200, _streamed(text))
+        return await self._send(writer, 200, reply)
+
+    def _known_prefix(self, prompt: str) -> int:
+        """Characters that an earlier prompt began with too, in whole pages."""
+        digest, seen, known = hashlib.sha256(), 0, 0
+        for end in range(CACHE_PAGE, len(prompt) + 1, CACHE_PAGE):
+            digest.update(prompt[end - CACHE_PAGE : end].encode())
+            page = digest.digest()
+            if page in self._pages and seen == end - CACHE_PAGE:
+                seen = known = end
+            self._pages.add(page)
+        return known
+
+    async def _hopeless(self, kind: str, writer: asyncio.StreamWriter) -> bool:
+        message = {"role": "assistant", "content": None}
+        if kind == "html":
+            page = "<html><title>Welcome</title><body>Please sign in</body></html>"
+            return await self._send(writer, 200, page)
+        if kind == "not-json":
+            return await self._send(writer, 200, "OK, but who are you?")
+        if kind == "error-400":
+            error = {"message": "context of 4096 exceeded", "type": "invalid_request_error"}
+            return await self._send(writer, 200, {"error": error})
+        if kind == "error-429":
+            return await self._send(writer, 200, {"error": {"message": "busy", "code": 429}})
+        if kind == "stream-error":
+            return await self._send(
+                writer, 200, 'data: {"error": {"message": "out of memory"}}\n\n'
+            )
+        if kind == "empty-stream":
+            return await self._send(writer, 200, ": keep-alive\n\ndata: [DONE]\n\n")
+        if kind == "quota":
+            error = {"message": "You exceeded your quota", "code": "insufficient_quota"}
+            return await self._send(writer, 429, {"error": error})
+        if kind == "no-model":
+            return await self._send(writer, 404, _error("The model `canned` does not exist"))
+        reply = _reply("", 10, True)
+        choice = reply["choices"][0]
+        choice["message"] = message
+        if kind == "refusal":
+            message["refusal"] = "I cannot help with that."
+        elif kind == "reasoned":
+            message["reasoning_content"] = "The cuts are good, I think."
+        elif kind == "filtered":
+            choice["finish_reason"] = "content_filter"
+        else:
+            assert kind == "cut"
+            message["content"] = '{"scores": {'
+            choice["finish_reason"] = "length"
         return await self._send(writer, 200, reply)
 
     def _draw(self, payload: str) -> str:
@@ -296,6 +408,8 @@ class FaultServer:
     async def _misbehave(self, kind: str, writer: asyncio.StreamWriter) -> bool:
         wait = self.settings.retry_after
         good = json.dumps(_reply("never seen", 1, True)).encode()
+        if kind == "529":
+            return await self._send(writer, 529, _error("overloaded"))
         if kind == "429":
             return await self._send(writer, 429, _error("slow down"))
         if kind in ("429-after", "503-after"):
@@ -336,6 +450,31 @@ class FaultServer:
         writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
         await writer.drain()
         return True
+
+
+CACHE_PAGE = 64  # characters: 16 tokens, as SGLang and vLLM
+
+
+def _unsupported(body: dict[str, Any], settings: Settings) -> dict[str, Any] | None:
+    """As OpenAI's newer models refuse parameters."""
+    for name, other in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "")):
+        if name in body and settings.limit_name != name:
+            hint = f"Unsupported parameter: '{name}' is not supported with this model."
+            return _error(f"{hint} Use '{other}' instead." if other else hint)
+    if "temperature" in body and not settings.temperature:
+        return _error("Unsupported value: 'temperature' does not support 0.2 with this model.")
+    return None
+
+
+def _streamed(text: str) -> str:
+    """A whole answer as an event stream."""
+    middle = len(text) // 2
+    events = [
+        {"choices": [{"delta": {"content": part}}]} for part in (text[:middle], text[middle:])
+    ]
+    last = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 7}}
+    lines = [f"data: {json.dumps(event)}\n\n" for event in [*events, last]]
+    return ": hello\n\n" + "".join(lines) + "data: [DONE]\n\n"
 
 
 def _error(message: str) -> dict[str, Any]:

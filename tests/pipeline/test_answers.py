@@ -8,10 +8,13 @@ import time
 import pytest
 from memento_pipeline.answers import (
     RUBRIC,
+    judgements_schema,
     neutralise,
     parse_judgements,
     parse_mementos,
+    parse_reviews,
     parse_scores,
+    scores_schema,
     special_tokens,
 )
 
@@ -33,6 +36,12 @@ def judged(**changes: object) -> str:
         f"Sure!\n```json\n{GOOD}\n```\nAnything {{else}}?",
         f"{GOOD}\n{GOOD}",
         GOOD.replace("2}", "2.0}"),
+        '{"scores": {"4": 2, "5": 0}}',
+        'I sketch {"scores": {"4": 2, "5": ...}} first.\n{"scores": {"4": 2, "5": 0}}',
+        f'Of the form {{"scores": [{{"n": <number>}}]}}, so: {GOOD}',
+        f'{{"cuts": "\\w{{4}}" }} and {{"scores": [ then {GOOD}',
+        '{"why": "the first step ends", "scores": {"4": 2, "5": 0}}',
+        '{"answer": {"comment": "\\(x\\)", "scores": {"4": 2, "5": 0}}}',
     ],
 )
 def test_scores_are_read(text: str) -> None:
@@ -52,7 +61,10 @@ def test_scores_are_read(text: str) -> None:
         (GOOD.replace('"n": 4', '"n": true'), "no number"),
         (GOOD.replace('"n": 5', '"n": 6'), "6 was not asked for"),
         (GOOD + GOOD.replace('"s": 2', '"s": 3'), "more than one answer"),
-        ('{"scores": {"4": 2, "5": 0}}', "not a list"),
+        ('{"scores": 4}', "not a list"),
+        ('{"scores": {"4": 2, "five": 0}}', "no number"),
+        ('{"scores": {"4": 2, "4": 3, "5": 0}}', "not the JSON object"),
+        ('{"scores": {"4": 2, "6": 0}}', "6 was not asked for"),
         ('{"scores": [{"n": <number>, "s": <grade>}, ...]}', "not the JSON object"),
     ],
 )
@@ -110,6 +122,38 @@ def test_feedback_may_say_failed_and_quote_latex() -> None:
     assert judgement.feedback == r'failed: \frac{1}{2}, \(x\), \sqrt, "q"'
 
 
+def test_stray_backslashes_hide_no_second_answer() -> None:
+    one = judged(feedback="FB").replace('"FB"', r'"\(x\), \\sqrt"')
+    assert parse_judgements(f"{one}\n{one}", [1]).items[1].feedback == r"\(x\), \sqrt"
+    other = judged(formulas=0)
+    assert parse_judgements(f"{one}\n{other}", [1]).problems == ("it holds more than one answer",)
+
+
+def test_schemas_ask_for_every_number_and_no_other() -> None:
+    for schema in (scores_schema([4, 7]), judgements_schema([4, 7])):
+        (listed,) = schema.schema["properties"].values()
+        assert listed["required"] == list(listed["properties"]) == ["4", "7"]
+        assert listed["additionalProperties"] is False
+
+
+def test_a_review_is_grades_and_what_was_improved() -> None:
+    grades = json.dumps({"judgements": {"1": GRADES, "2": GRADES | {"formulas": 0}, "3": GRADES}})
+    text = (
+        f'{grades}\n<memento-2-ab>\nx = \\frac{{1}}{{2}}⟦7⟧, by {{"judgements": 1}}\n'
+        "</memento-2-ab><memento-3-ab>cut"
+    )
+    parsed = parse_reviews(text, [1, 2, 3], "ab")
+    assert {n: (r.judgement.score, r.improved) for n, r in parsed.items.items()} == {
+        1: (10, None),
+        2: (7, 'x = \\frac{1}{2}, by {"judgements": 1}'),
+        3: (10, None),
+    }
+    assert parse_reviews(grades, [1, 2], "ab").items == {}  # 3 was not asked for
+    assert parse_reviews("<think>", [1], "ab").items == {}
+    only = parse_reviews("<memento-1-ab>x</memento-1-ab>", [1], "ab")
+    assert only.problems == ("it is not the JSON object that was asked for",)
+
+
 def test_mementos_keep_backslashes_and_numbers() -> None:
     text = (
         "<memento-1-ab>\nx = \\frac{1}{2}, \\neq \\theta\n</memento-1-ab>\nthen\n"
@@ -150,7 +194,13 @@ def test_special_tokens_lose_their_power_in_prompts_only() -> None:
 
 def test_hostile_answers_cost_linear_time() -> None:
     started = time.monotonic()
-    for text in ("{" * 200_000, '{"scores":' * 20_000, "\\" * 200_000, "<memento-1-ab>" * 20_000):
+    for text in (
+        "{" * 200_000,
+        '{"scores":' * 20_000,
+        "\\" * 200_000,
+        "<memento-1-ab>" * 20_000,
+        '{"' * 200_000,
+    ):
         parse_scores(text, [1])
         parse_mementos(text, [1], "ab")
     assert time.monotonic() - started < 5

@@ -48,6 +48,9 @@ class Adapter:
         return str(self.tokenizer.id_to_token(ids))
 
 
+LINES = ("chat", "messages")
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[Converted]:
     rows = [
@@ -270,7 +273,7 @@ def test_card_and_sums(done: list[Converted], tmp_path: Path) -> None:
     assert stats["escaped"] > 0
     card = (tmp_path / "README.md").read_text()
     head, body = re.fullmatch(r"---\n(.*?)\n---\n\n(.*)", card, re.S).groups()  # type: ignore[union-attr]
-    assert re.findall(r"config_name: (\w+)", head) == ["default", "full", "extras"]
+    assert re.findall(r"config_name: (\w+)", head) == ["default", "full", "extras", *LINES]
     for path in re.findall(r"path: (\S+)", head):
         assert (tmp_path / path).is_file()
     assert "n<1K" in head

@@ -218,7 +218,7 @@ def test_notes_on_what_may_surprise(tmp_path: Path) -> None:
     plain = json.loads((source / "tokenizer.json").read_text().replace("<|im_start|>", "<|x|>"))
     (source / "tokenizer.json").write_text(json.dumps(plain))
     markup = init_model(source, tmp_path / "c").notes
-    assert any("--template" in note for note in markup)
+    assert any("--chat-template" in note for note in markup)
 
 
 def test_same_seed_same_rows(tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_rewrite_replaces_and_appends(tmp_path: Path) -> None:
 
 def test_command(tmp_path: Path) -> None:
     source = build(tmp_path / "src", "qwen3-tied")
-    arguments = ["init-model", str(source), str(tmp_path / "dst"), "--template", "memento"]
+    arguments = ["init-model", str(source), str(tmp_path / "dst"), "--chat-template", "memento"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "mean of block,  , start" in done.output
@@ -341,5 +341,5 @@ def test_command(tmp_path: Path) -> None:
     wrong = CliRunner().invoke(app, ["init-model", str(tmp_path), str(tmp_path / "x")])
     assert wrong.exit_code == 2
     assert "config.json" in wrong.output
-    unknown = [*arguments[:2], str(tmp_path / "x"), "--template", "nope"]
+    unknown = [*arguments[:2], str(tmp_path / "x"), "--chat-template", "nope"]
     assert CliRunner().invoke(app, unknown).exit_code == 2

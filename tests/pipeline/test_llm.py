@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from fault_server import TRANSPORT_FAULTS, FaultServer, spread
-from memento_pipeline.answers import SCORES, parse_scores
+from memento_pipeline import limits
+from memento_pipeline.answers import parse_scores, scores_schema
 from memento_pipeline.asking import ask_items
 from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import RateLimit, Slot, Slots, backoff, retry_after
+from memento_pipeline.limits import START, RateLimit, Slot, Slots, backoff, retry_after
 from memento_pipeline.llm import Llm
 from memento_pipeline.paid import Meter, PaidLlm
 from memento_pipeline.store import Store
@@ -35,7 +36,7 @@ FAST = AskOptions(backoff=0.01, most_backoff=0.05, timeout=0.3, concurrency=16)
 def prompt(number: int = 0, **changes: object) -> Prompt:
     excerpt = f"first ⟦1⟧ second ⟦2⟧ third number {number}."
     user = f"<excerpt-00>\n{excerpt}\n</excerpt-00>\n\nGrade the cuts 1, 2"
-    return Prompt("trace", "score", "system", user, SCORES)._replace(**changes)
+    return Prompt("trace", "score", "system", user, scores_schema([1, 2]))._replace(**changes)
 
 
 def at(server: FaultServer, **changes: object) -> Endpoint:
@@ -191,10 +192,26 @@ async def test_overload_lowers_concurrency_and_success_raises_it() -> None:
     slot = Slot(8)
     slot.overloaded(sent=0.0, now=1.0)
     slot.overloaded(sent=0.5, now=1.5)  # the same burst: sent before the first cut
-    assert slot.limit == 4
+    assert slot.limit == START / 2
     for _ in range(40):
         slot.succeeded()
     assert slot.limit == 8
+
+
+def test_an_endpoint_starts_with_few_requests_and_is_given_no_more_than_it_does_in_time() -> None:
+    slot = Slot(64)
+    assert slot.room(0.0)
+    slot.in_flight = 1
+    assert not slot.room(0.0)  # one alone, until it has answered
+    slot.succeeded(0.01)
+    assert slot.limit == START + 2
+    for _ in range(29):
+        slot.succeeded(0.01)
+    assert slot.limit == 64  # quick answers: soon all
+    waiting = Slot(64)
+    for _ in range(100):
+        waiting.succeeded(0.4)  # old answers: they stood in the server's own queue
+    assert waiting.limit == START
 
 
 async def test_several_endpoints_share_the_work() -> None:
@@ -231,11 +248,11 @@ async def test_a_rate_limit_never_exceeds_its_window(monkeypatch: pytest.MonkeyP
     loop = asyncio.get_running_loop()
     monkeypatch.setattr(loop, "time", lambda: now)
 
-    async def sleep(seconds: float) -> None:
+    async def sleep(ended: asyncio.Event, seconds: float) -> None:
         nonlocal now
         now += seconds
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(limits, "sleep_until", sleep)
     limit, spent = RateLimit(per_minute=120), []
     for _ in range(500):
         await limit.acquire()
@@ -255,6 +272,68 @@ async def test_cancelled_waits_give_their_place_back() -> None:
     waiting[1].cancel()  # served and cancelled in the same moment
     await asyncio.wait(waiting, timeout=1)
     assert waiting[2].done()
+
+
+@pytest.mark.parametrize("start", [0.55, 0.65, 0.75, 0.85, 0.95])
+async def test_a_pause_that_ends_between_two_readings_of_the_clock_wakes_who_waits(
+    monkeypatch: pytest.MonkeyPatch, start: float
+) -> None:
+    now = start
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.1
+        return now
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "time", clock)
+    slot = Slot(1)
+    slot.pause(1.1)
+    waiting = asyncio.create_task(Slots([slot], 1).acquire())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert waiting.done()
+
+
+async def test_a_timer_that_comes_a_tick_early_is_set_again() -> None:
+    now, readings = 0.0, 0
+
+    def clock() -> float:
+        nonlocal readings
+        readings += 1
+        return now
+
+    slot = Slot(1)
+    slot.pause(1e-3)
+    waiting = asyncio.create_task(Slots([slot], 1, clock).acquire())
+    while readings < 5:  # the loop's own clock goes on: its timers come long before this one's end
+        await asyncio.sleep(0.001)
+    assert not waiting.done()
+    now = 1e-3
+    assert await waiting == 0
+
+
+async def test_a_wait_that_ended_with_an_error_can_be_cancelled() -> None:
+    slots = Slots([Slot(1)], 1)
+    assert await slots.acquire() == 0
+    waiting = asyncio.create_task(slots.acquire())
+    await asyncio.sleep(0)
+    slots.fail_waiting(StoppedError("enough"))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_stopping_ends_waits_for_a_rate() -> None:
+    options = FAST.model_copy(update={"requests_per_minute": 0.1})
+    async with FaultServer() as server, Llm([at(server)], options) as llm:
+        await complete(llm)
+        tasks = [asyncio.create_task(complete(llm, number)) for number in range(1, 9)]
+        await asyncio.sleep(0.05)
+        llm.stop(StoppedError("enough"))
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(result) for result in results} == {StoppedError}
 
 
 async def test_an_answer_is_paid_once(tmp_path: Path) -> None:
@@ -298,7 +377,7 @@ async def test_a_budget_stops_before_it_is_exceeded(tmp_path: Path) -> None:
             )
         assert 0.095 < store.spent().dollars <= 0.1  # used up, not only reserved
         stopped = [result for result in results if isinstance(result, StoppedError)]
-        assert len(stopped) > 100
+        assert len(stopped) > 50
         assert "--budget" in str(stopped[0])
         with pytest.raises(ConfigError, match="--price-in"):
             PaidLlm(store, llm, [], AskOptions(budget=1.0))

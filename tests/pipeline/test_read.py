@@ -16,7 +16,7 @@ from memento_pipeline.read import ReadOptions, count_rows, read_traces, why_filt
 from memento_pipeline.records import Rejected, Trace
 from memento_pipeline.tokens import ApproxCounter
 
-from memento_sgl.errors import ConfigError, DataError
+from memento_sgl.errors import ConfigError
 
 COUNTER = ApproxCounter()
 
@@ -109,7 +109,6 @@ def test_open_ends(tmp_path: Path) -> None:
         ({"messages": [{"role": "user", "content": "a"}]}, "0 assistant turns"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "2 user turns"),
         ({"messages": "hello"}, "list of objects"),
-        ({"problem": "p", "cot": "c", "difficulty": 1.5}, "whole number"),
         ({"problem": "p", "cot": "\ud800"}, "surrogates"),
         ("[1, 2]", "expected an object, got list"),
         ('{"problem": "p", "cot', "not valid JSON"),
@@ -184,17 +183,13 @@ def test_unreadable_input(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds no"):
         read(tmp_path / "empty")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(DataError, match="cannot be read"):
-        read(tmp_path / "x.parquet")
+    assert "x.parquet cannot be read after row 0" in read(tmp_path / "x.parquet")[-1].reason
     with pytest.raises(ConfigError, match="unknown column roles"):
         read(write(tmp_path / "a.jsonl", []), columns={"cot": "x"})
     (tmp_path / "t.jsonl.gz").write_bytes(
         gzip.compress(b'{"problem": "p", "cot": "c"}\n' * 99)[:40]
     )
     assert "cut off or damaged" in read(tmp_path / "t.jsonl.gz")[-1].reason
-    (tmp_path / "array.json").write_text("[{}]")
-    with pytest.raises(DataError, match="one row per line"):
-        read(tmp_path / "array.json")
 
 
 @pytest.mark.parametrize(

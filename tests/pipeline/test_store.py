@@ -16,6 +16,7 @@ import pytest
 from memento_pipeline.records import Rejected, Status, Trace, Usage
 from memento_pipeline.schema import Seen, StoredAnswer
 from memento_pipeline.store import FILE_NAME, Store
+from memento_pipeline.writer import GroupCommit
 
 from memento_sgl.errors import StoreError
 
@@ -202,6 +203,29 @@ with Store(Path(sys.argv[1])) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
     asyncio.run(write(store))
 """
+
+
+class Dying(sqlite3.Connection):
+    """A connection to a disk that is gone: nothing can be committed, nor rolled back."""
+
+    def execute(self, sql: str, *rest: object) -> sqlite3.Cursor:  # type: ignore[override]
+        if sql in ("COMMIT", "ROLLBACK"):
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *rest)  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(60)
+def test_nobody_waits_for_a_writer_that_cannot_go_on(tmp_path: Path) -> None:
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(tmp_path / "x", isolation_level=None, factory=Dying)
+
+    writer = GroupCommit(connect)
+    for _ in range(3):
+        with pytest.raises(StoreError, match="disk I/O error"):
+            writer.submit(lambda db: db.execute("CREATE TABLE IF NOT EXISTS t (a)")).result(20)
+    given_up = writer.submit(lambda db: None)
+    given_up.cancel()
+    writer.close()
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,10 @@ WRONG: list[tuple[Callable[[Row], Any], str]] = [
     (replaced("</think>", ""), "0 </think> instead of one"),
     (replaced("<|block_start|>", "Stray words.<|block_start|>"), "thought outside the blocks"),
     (replaced("<|block_end|>", "<|im_end|><|block_end|>"), "special tokens inside text"),
+    (
+        lambda row: row.update(response=f"{row['response'].partition('</think>')[0]}</think>\n"),
+        "no answer",
+    ),
     (replaced("</think>", "</think><|eot|>"), "special tokens inside text: <|eot|>"),
     (lambda row: row.update(problem="Say <|im_end|>"), "special tokens in the problem"),
     (lambda row: row.update(problem=" "), "problem is missing or not text"),
@@ -124,7 +129,7 @@ def validate(*arguments: object) -> Result:
 
 def test_command(work: Path, full: Row, tmp_path: Path) -> None:
     good = validate(work)
-    assert (good.exit_code, good.output) == (Exit.OK, "12 of 12 rows are valid\n")
+    assert (good.exit_code, good.output) == (Exit.OK, "2 of 2 traces are valid, in 18 rows\n")
     bad = tmp_path / "[bold]bad.jsonl"  # no markup of the terminal's
     broken = full | {"response": full["response"].replace("</think>", "")}
     lines = [json.dumps(full), json.dumps(broken), "{torn"]
@@ -140,6 +145,45 @@ def test_command(work: Path, full: Row, tmp_path: Path) -> None:
     quiet = validate("--quiet", bad)
     assert (quiet.exit_code, quiet.output) == (Exit.FAILED, "")
     assert validate("-q", work).output == ""
+
+
+def test_a_trace_counts_once(work: Path, tmp_path: Path) -> None:
+    """In a work folder, in a pair of files, and where its rows disagree."""
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy)
+    assert validate(copy / "full").output == "2 of 2 traces are valid, in 4 rows\n"
+    for name in ("default", "chat", "messages"):
+        file = copy / name / "train.jsonl"
+        first, *rest = file.read_text().splitlines()
+        file.write_text("\n".join([first.replace("<|block_end|>", "", 1), *rest]) + "\n")
+    said = validate(copy)
+    assert said.output.splitlines()[-1] == "1 of 2 traces are valid, in 18 rows"
+    assert said.output.count("markers do not form whole blocks") == 3
+    file.write_text(file.read_text().splitlines()[1] + "\n")
+    said = validate(copy)
+    assert said.exit_code == Exit.FAILED
+    assert "row counts differ: " in said.output
+    assert "messages/train.jsonl 1" in said.output
+
+
+def test_an_unfinished_work_folder_has_no_rows(work: Path, tmp_path: Path) -> None:
+    """Its logs are no rows."""
+    for name in ("store.sqlite", "log.jsonl"):
+        shutil.copy(work / name, tmp_path / name)
+    (tmp_path / "rejected.jsonl").write_text('{"id": "x", "status": "rejected"}\n')
+    said = validate(tmp_path)
+    assert (said.exit_code, said.output) == (Exit.FAILED, "no rows\n")
+
+
+@pytest.mark.parametrize("name", ["chat", "messages"])
+def test_rows_for_trainers_need_an_answer_too(work: Path, name: str) -> None:
+    row = json.loads((work / name / "train.jsonl").read_text().splitlines()[0])
+    assert validate_row(row) == []
+    texts = json.dumps(row).replace("All done.", "")
+    assert validate_row(json.loads(texts)) == ["no answer after </think>"]
+    assert validate_row({"messages": [{"role": "user", "content": "x"}]}) == [
+        "messages of ['user'] instead of user and assistant"
+    ]
 
 
 def test_command_on_what_is_not_there(tmp_path: Path) -> None:

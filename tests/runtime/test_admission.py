@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("numpy")
 
-from memento_sgl.admission import Forecast, Outlook, Rhythm, tokens_ahead, until_closed
+from memento_sgl.admission import Forecast, Outlook, Retry, Rhythm, tokens_ahead, until_closed
 
 
 def simulate(requests: list[Outlook]) -> int:
@@ -119,3 +119,17 @@ def test_a_rhythm_trusts_many_blocks_more_than_few_and_follows_the_traffic() -> 
         rhythm.learn(60, 40)
     assert rhythm.cycle == pytest.approx(60, abs=1)
     assert rhythm.gone == pytest.approx(40, abs=1)
+
+
+def test_evictions_ask_for_admission_now_and_then_and_whenever_much_was_learned() -> None:
+    retry = Retry()
+    asked = []
+    for step in range(100):  # a block goes with every step
+        retry.step()
+        if retry.due(blocks=1 + step):
+            asked.append(step)
+    assert asked == [0, 1, 3, 7, 15, 31, 47, 63, 79, 95]
+    for _ in range(Retry.STEPS):  # one that goes after a while asks at once
+        retry.step()
+    assert retry.due(blocks=101)
+    assert not retry.due(blocks=102)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from memento_sgl.config import Limits, MementoConfig, RequestOptions
+from memento_sgl.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
 from memento_sgl.markers import MarkerIds, resolve_markers
 from memento_sgl.request import Settings, check_options
@@ -55,6 +53,31 @@ def test_bad_configs(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match="memento config") as caught:
         MementoConfig.parse(text)
     assert message in str(caught.value)
+
+
+INTEGERS = [name for name, field in MementoConfig.model_fields.items() if field.annotation is int]
+
+
+@pytest.mark.parametrize("option", INTEGERS)
+def test_every_integer_option_is_bounded(option: str) -> None:
+    """An error before the model loads, with the option, the value and what it may be."""
+    needs = {"constrain": "strict"} if option != "trace_files" else {"trace_dir": "x"}
+    assert MementoConfig.parse(needs | {option: LARGEST})
+    for value in (LARGEST + 1, 1 << 63):
+        with pytest.raises(ConfigError, match=f"{option}: .* equal to {LARGEST}, not {value}"):
+            MementoConfig.parse(needs | {option: value})
+        with pytest.raises(ConfigError, match=f"{option}: .* equal to {LARGEST}, not {value}"):
+            parsed("--enable-memento", f"--memento-{option.replace('_', '-')}", str(value))
+
+
+def test_marker_ids_are_compared_with_the_vocabulary() -> None:
+    ids = {f"{name}_token": str(number) for number, name in enumerate(MarkerIds._fields, 90)}
+    config = MementoConfig(enable=True, **ids)
+    assert resolve_markers(config, None, 99).think_end == 98
+    with pytest.raises(MarkerError, match=r"think_end_token='98' is token id 98, .* ends at 97"):
+        resolve_markers(config, None, 98)
+    with pytest.raises(MarkerError, match="block_end_token is a token id of 5000 digits"):
+        resolve_markers(config.model_copy(update={"block_end_token": "9" * 5000}), None)
 
 
 def test_the_model_family_settles_the_delimiters() -> None:
@@ -176,49 +199,6 @@ def test_flags_enable_and_override_the_json() -> None:
 def test_bad_flags(argv: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parsed(*argv)
-
-
-# What a launch could ask for, and must not: engine flag, a value that asks for it.
-UNSUPPORTED: dict[str, object] = {
-    "speculative_algorithm": "EAGLE",
-    "enable_hierarchical_cache": True,
-    "enable_lmcache": True,
-    "enable_flexkv": True,
-    "enable_hisparse": True,
-    "enable_unified_memory": True,
-    "disaggregation_mode": "decode",
-    "enable_mixed_chunk": True,
-    "enable_streaming_session": True,
-    "enable_session_radix_cache": True,
-    "strip_thinking_cache": True,
-    "dcp_size": 2,
-    "pp_size": 2,
-    "enable_dp_attention": True,
-    "enable_two_batch_overlap": True,
-    "enable_pdmux": True,
-    "enable_deterministic_inference": True,
-    "enable_dynamic_chunking": True,
-    "dllm_algorithm": "any",
-    "is_embedding": True,
-    "tokenizer_worker_num": 2,
-    "encoder_only": True,
-    "use_ray": True,
-}
-
-
-@pytest.mark.parametrize("flag", UNSUPPORTED)
-def test_every_unsupported_engine_flag_is_refused(flag: str) -> None:
-    pytest.importorskip("sglang")
-    from sglang.srt.server_args import ServerArgs
-
-    from memento_sgl.serving import REFUSED, _refuse
-
-    assert {attribute for attribute, _, _ in REFUSED} == UNSUPPORTED.keys()
-    fields = {field.name: field.default for field in dataclasses.fields(ServerArgs)}
-    stock = {name: fields[name] for name in (*UNSUPPORTED, "chunked_prefill_size")}
-    _refuse(SimpleNamespace(**stock))
-    with pytest.raises(ConfigError, match=f"does not support .*{flag}="):
-        _refuse(SimpleNamespace(**stock | {flag: UNSUPPORTED[flag]}))
 
 
 def test_prefixes_are_cached_at_every_page_size() -> None:

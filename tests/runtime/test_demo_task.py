@@ -25,7 +25,7 @@ CONFIG = MementoConfig(enable=True, mask_delimiters=False)
 
 def test_a_problem_written_out() -> None:
     problem = Problem(("37", "9"))
-    assert problem.question == "Total mod 100? a37 b9"
+    assert problem.question == "Digit sum mod 100? a37 b9"
     assert problem.output == (
         "<think>\n"
         "<|block_start|>a37 00+3=03;03+7=10;<|block_end|><|summary_start|>a=10<|summary_end|>\n"

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STRICT, Served, random_jobs, verify_strict_samples
+from conftest import (
+    STRICT,
+    Served,
+    random_jobs,
+    verify_lengths_around_evictions,
+    verify_strict_samples,
+)
 from observation import observed, verify_observed
 
 pytestmark = pytest.mark.server
@@ -92,6 +98,7 @@ def test_restart_mode_with_overlap_and_forced_retraction(
     jobs = random_jobs(18, 31, {}, {"enable": False}, STRICT, longest=260)
     run = verify_observed(server, tmp_path, jobs, concurrency=8)
     assert run.changed("recomputed_tokens_total") > 0
+    verify_lengths_around_evictions(server, seed=61)  # several steps are done again each time
     verify_retraction_after_evictions(server, seed=33)
     verify_strict_samples(server, 150, seed=34)
     server.assert_all_slots_free()

@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
-from conftest import STRICT, Served, random_jobs, request_body, spell, verify_strict_samples
+from conftest import (
+    STRICT,
+    Served,
+    random_jobs,
+    request_body,
+    spell,
+    verify_lengths_around_evictions,
+    verify_strict_samples,
+)
+from hypothesis import HealthCheck, given, settings
 
 pytestmark = pytest.mark.server
 
@@ -40,6 +51,10 @@ def test_every_per_request_option_in_one_batch(server: Served) -> None:
         STRICT | {"max_blocks": 0, "min_summary_tokens": 2, "max_summary_tokens": 2},
     )
     assert server.verify_many(random_jobs(27, 2, *options, longest=260), concurrency=8) > 15
+
+
+def test_every_length_around_each_eviction(server: Served) -> None:
+    verify_lengths_around_evictions(server, seed=61)
 
 
 def test_strict_samples_are_well_formed(server: Served) -> None:
@@ -174,6 +189,21 @@ def test_streaming_gives_the_same_tokens_and_record(server: Served) -> None:
     assert server.verify(ids, last) == server.verify(ids, whole)
 
 
+def test_a_session_joins_its_turns(server: Served) -> None:
+    session = server.post("/open_session", capacity_of_str_len=10000).json()
+    (first, _, _), (second, _, _) = random_jobs(2, seed=7)
+    asked = {"id": session, "rid": None}
+    answer = server.post("/generate", **request_body(first, 150), session_params=asked).json()
+    evicted = server.verify(first, answer)
+    asked["rid"] = answer["meta_info"]["id"]
+    again = server.post("/generate", **request_body(second, 150), session_params=asked).json()
+    joined = first + answer["output_ids"] + second
+    assert again["meta_info"]["prompt_tokens"] == len(joined)
+    assert server.verify(joined, again) + evicted > 2
+    server.post("/close_session", session_id=session)
+    server.assert_all_slots_free()
+
+
 def test_several_samples_of_one_prompt(server: Served) -> None:
     ids, _, _ = random_jobs(1, seed=6)[0]
     body = request_body(ids, 120)
@@ -236,6 +266,34 @@ def test_memento_must_be_an_object(server: Served) -> None:
     response = server.post("/generate", **body)
     assert response.status_code == 400
     assert "expected an object" in response.text
+
+
+def test_calls_of_any_value_are_answered_and_harm_nobody(server: Served) -> None:
+    from calls import bodies
+
+    beside = [(ids, 400, options) for ids, _, options in random_jobs(1, seed=91)]
+    seen: Counter[int] = Counter()
+
+    @settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+    @given(body=bodies(max_new_tokens=3))
+    def call(body: dict[str, Any]) -> None:
+        # Not `json=`: it refuses NaN, which servers read.
+        answer = httpx.post(
+            f"{server.url}/generate",
+            content=json.dumps(body),
+            timeout=300,
+            headers={"content-type": "application/json"},
+        )
+        assert answer.status_code in (200, 400, 422), (answer.status_code, answer.text, body)
+        seen[answer.status_code] += 1
+
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(server.generate_many, beside, 1)
+        call()
+        server.verify_all(beside, meanwhile.result())
+    assert seen[200] > 5, seen
+    assert seen[400] > 30, seen
+    server.assert_all_slots_free()
 
 
 def test_prompt_logprobs_are_refused_or_stock(server: Served) -> None:

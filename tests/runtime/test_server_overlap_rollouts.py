@@ -112,7 +112,7 @@ def test_simulated_figures_are_the_servers(server: Served, tmp_path: Path) -> No
     path = tmp_path / "rollouts.jsonl"
     write_rollouts(path, [record for _, record in made])
     tokenizer = str(server.model.config._name_or_path)
-    command = ["simulate", str(path), "--json", "--keep-last", "0,1,2,-1"]
+    command = ["simulate", str(path), "--json", "--keep-last-n-blocks", "0,1,2,-1"]
     done = CliRunner().invoke(app, [*command, "--tokenizer", tokenizer])
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in done.output.splitlines()][:-1]
@@ -134,7 +134,7 @@ def test_the_examples_of_the_page(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python tested\n(.*?)```", page, re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
     for code in examples:
         code = code.replace("http://127.0.0.1:30000", server.url)

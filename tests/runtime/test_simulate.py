@@ -104,15 +104,15 @@ def test_every_kind_of_file_gives_the_same(replayer: Replayer, tmp_path: Path) -
     texts.mkdir()
     for number, text in enumerate(chat):
         (texts / f"{number}.txt").write_text(text)
-    expected = json_lines(tmp_path / "lines.jsonl", "--keep-last", "0,1")[-1]
+    expected = json_lines(tmp_path / "lines.jsonl", "--keep-last-n-blocks", "0,1")[-1]
     assert expected["sums"][0]["requests"] == 4
     assert expected["sums"][0]["evicted_tokens"] > expected["sums"][1]["evicted_tokens"] > 0
     found = [path for path in tmp_path.iterdir() if path.name != "lines.jsonl"]
     assert len(found) == 7
     for path in found:
-        assert json_lines(path, "--keep-last", "0,1")[-1] == expected, path.name
+        assert json_lines(path, "--keep-last-n-blocks", "0,1")[-1] == expected, path.name
     for text in (lines, pretty):
-        assert json_lines("-", "--keep-last", "0,1", stdin=text)[-1] == expected
+        assert json_lines("-", "--keep-last-n-blocks", "0,1", stdin=text)[-1] == expected
     (one,) = json_lines("-", stdin=chat[0])[:-1]
     assert one["request"] == "stdin:1"
     assert one["runs"][0]["blocks"] == 3
@@ -178,18 +178,58 @@ def test_bad_rows_are_counted_with_their_reason(tmp_path: Path) -> None:
 
 def test_bytes_follow_the_papers_formula(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
-    (row, sums) = json_lines(tmp_path / "rows.jsonl", "--model", "qwen3-8b")
+    model = ("--model", "qwen3-8b", "--tokenizer", str(MODEL_DIR))
+    (row, sums) = json_lines(tmp_path / "rows.jsonl", *model)
     figures = row["runs"][0]
     assert figures["peak_kv_bytes"] == figures["peak_kv_tokens"] * 36 * 8 * 128 * 2 * 2
     assert sums["model"]["layers"] == 36
-    assert "144.0 KiB per token" in run(tmp_path / "rows.jsonl", "--model", "qwen3-8b")
-    half = json_lines(tmp_path / "rows.jsonl", "--model", "qwen3-8b", "--kv-dtype", "fp8")
+    assert "144.0 KiB per token" in run(tmp_path / "rows.jsonl", *model)
+    half = json_lines(tmp_path / "rows.jsonl", *model, "--kv-dtype", "fp8")
     assert half[0]["runs"][0]["peak_kv_bytes"] == figures["peak_kv_bytes"] / 2
     embedded = load_shape(str(MODEL_DIR))
     assert (embedded.layers, embedded.kv_heads, embedded.head_size) == (3, 2, 32)
     assert embedded.element_bytes == 4
     assert load_shape("Phi-4-reasoning").kv_bytes(1) == 40 * 10 * 128 * 2 * 2
     assert set(SHAPES) >= {"qwen3-8b", "qwen3-32b", "phi-4-reasoning"}
+
+
+def test_characters_are_never_shown_in_bytes(tmp_path: Path) -> None:
+    """Without --tokenizer text is counted in characters, which is said; sizes that a file has are
+    tokens of its model."""
+    (tmp_path / "text.jsonl").write_text(json.dumps(ROWS[0]))
+    model = ("--model", "qwen3-8b")
+    (row, sums) = json_lines(tmp_path / "text.jsonl", *model)
+    assert not [name for name in row["runs"][0] | sums["sums"][0] if "bytes" in name]
+    assert sums["tokenizer"] == "model/tokenizer.json (one per character)"
+    shown = run(tmp_path / "text.jsonl", *model)
+    assert "iB" not in shown
+    assert "No bytes: tokens of text are characters" in shown
+    assert "one per character" in run(tmp_path / "text.jsonl")
+    (tmp_path / "ids.jsonl").write_text(json.dumps({"prompt_ids": [5], "output_ids": [6] * 9}))
+    (row, _) = json_lines(tmp_path / "ids.jsonl", *model)
+    assert row["runs"][0]["peak_kv_bytes"] == 9 * 36 * 8 * 128 * 2 * 2
+    own = json_lines(tmp_path / "text.jsonl", "--model", str(MODEL_DIR))
+    assert own[0]["runs"][0]["peak_kv_bytes"] > 0
+    assert own[-1]["tokenizer"] == "model/tokenizer.json"
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1 cut"])
+def test_a_damaged_table_is_named_and_the_rest_is_read(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    (tmp_path / "b.parquet").write_bytes(damage)
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "c.parquet")
+    half = (tmp_path / "c.parquet").read_bytes()
+    (tmp_path / "d.parquet").write_bytes(half[: len(half) // 2])
+    lines = json_lines(tmp_path, code=3)
+    bad = [(Path(line["bad_row"]).name, line["reason"]) for line in lines if "bad_row" in line]
+    assert [name for name, _ in bad] == ["b.parquet", "d.parquet"]
+    assert all(f"{name} cannot be read" in reason for name, reason in bad)
+    assert lines[-1]["sums"][0]["requests"] == 5
+    page = tmp_path / "page.html"
+    shown = CliRunner().invoke(app, ["view", str(tmp_path), "--out", str(page)])
+    assert shown.exit_code == 3
+    assert "b.parquet cannot be read" in shown.output.replace("\n", "")
+    assert page.is_file()
 
 
 def test_configs_that_do_not_tell_the_size(tmp_path: Path) -> None:
@@ -227,9 +267,12 @@ def test_the_family_settles_the_delimiters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--keep-last", "0,x"], "give numbers with commas"),
-        (["--keep-last", "-2"], "greater than or equal to -1"),
-        (["--keep-last", "1", "--memento-config", '{"restart_mode": true}'], "keep_last_n_blocks"),
+        (["--keep-last-n-blocks", "0,x"], "give numbers with commas"),
+        (["--keep-last-n-blocks", "-2"], "greater than or equal to -1"),
+        (
+            ["--keep-last-n-blocks", "1", "--memento-config", '{"restart_mode": true}'],
+            "keep_last_n_blocks",
+        ),
         (["--memento-config", '{"keep": 1}'], "unknown option"),
         (["--memento-config", '{"block_end_token": "nope"}'], "not exactly one token"),
         (["--kv-dtype", "fp8"], "needs --model"),
@@ -247,7 +290,7 @@ def test_what_cannot_work_is_said(tmp_path: Path, arguments: list[str], reason: 
 
 def test_blocks_table(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
-    output = run(tmp_path / "rows.jsonl", "--blocks", "--keep-last", "1")
+    output = run(tmp_path / "rows.jsonl", "--blocks", "--keep-last-n-blocks", "1")
     assert "p0:" in output
     assert output.count("stays") == 1
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from memento_sgl.chat_template import chat_environment
 from memento_sgl.templates import template, template_path
 
 THOUGHT = "<|block_start|>2+2<|block_end|><|summary_start|>4<|summary_end|>"
@@ -30,19 +30,14 @@ CALL: dict[str, Any] = {
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 TOOL_TEXT = (
     "You can call these functions. Each line is one signature in JSON.\n<tools>\n"
-    '{"function": {"name": "add"}, "type": "function"}\n</tools>\n'
+    '{"type": "function", "function": {"name": "add"}}\n</tools>\n'
     "To call one, answer with its name and arguments as JSON between tags:\n"
     '<tool_call>\n{"name": "function", "arguments": {"key": "value"}}\n</tool_call>'
 )
 
 
 def render(name: str, messages: list[dict[str, Any]], **context: Any) -> str:
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    # As transformers compiles chat templates.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
+    environment = chat_environment()
     context = {"add_generation_prompt": True} | context
     return environment.from_string(template(name)).render(messages=messages, **context)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import chromium, needs_browser
 
 from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
@@ -19,24 +19,15 @@ from memento_sgl.text_tokens import TextTokenizer
 from memento_sgl.trace_formats import Trace, traces_of
 from memento_sgl.view import Page, drawn
 
-playwright = pytest.importorskip("playwright.sync_api")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason=f"needs a browser on PATH, one of {', '.join(NAMES)}"
-)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+pytestmark = needs_browser
 EVIL = '</script><script>window.owned=1</script><img src=x onerror="window.owned=2"><b>\u2028'
 Opened = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as api:
-        found = api.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with chromium() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")

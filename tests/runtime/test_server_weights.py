@@ -1,0 +1,318 @@
+"""Weight updates under running requests: nothing that other weights computed is ever matched."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import STRICT, Job, Served, random_jobs
+from rollouts import Trainer, trainer_of
+
+pytestmark = pytest.mark.server
+
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"enable": False},
+    {"keep_last_n_blocks": 1},
+    {"keep_last_block_for_answer": True},
+    {"max_block_tokens": 6, "max_summary_tokens": 3},
+    STRICT | {"max_blocks": 0},
+)
+FLAGS = (
+    *("--chunked-prefill-size", "48", "--enable-lora", "--lora-backend", "torch_native"),
+    *("--max-lora-rank", "4", "--lora-target-modules", "q_proj", "v_proj"),
+)
+
+
+@pytest.fixture(scope="module")
+def server(serve: Callable[..., Served]) -> Served:
+    return serve("weights", "qwen3", *FLAGS)
+
+
+@pytest.fixture(scope="module")
+def world(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    yield trainer_of(server, tmp_path_factory.mktemp("weights") / "B")
+    server.assert_all_slots_free()
+
+
+@pytest.fixture
+def trainer(world: Trainer) -> Iterator[Trainer]:
+    """A server that runs on weights A, and does again afterwards."""
+    world.go_on()
+    world.load("A")
+    yield world
+    world.go_on()
+
+
+def jobs_of(
+    seed: int, tokens: int = 260, options: tuple[dict[str, Any], ...] = OPTIONS
+) -> list[Job]:
+    return [(ids, tokens, each) for ids, _, each in random_jobs(len(options), seed, *options)]
+
+
+def continued(jobs: list[Job], answers: list[dict[str, Any]], cut: int) -> list[Job]:
+    """Requests whose prompts are what others had written."""
+    made = []
+    for (ids, _, options), answer in zip(jobs, answers, strict=True):
+        prompt = ids + answer["output_ids"][:cut]
+        made.append((prompt, 40, options | {"assistant_start": len(ids)}))
+    return made
+
+
+def test_a_retracted_request_is_computed_again(trainer: Trainer) -> None:
+    """Tokens after the update are those of the new weights over KV of their own, and so are those
+    of new requests that share the text."""
+    jobs = jobs_of(1)
+    streams = trainer.stream(jobs)
+    for stream in streams:
+        stream.wait(90)
+    trainer.pause("retract")
+    trainer.load("B", weight_version="B")
+    trainer.go_on()
+    shared = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
+    trainer.generate("B", shared)
+    rows = [trainer.switched(stream, "A", "B", kept=False) for stream in streams]
+    for stream, row in zip(streams, rows, strict=True):
+        assert row is not None
+        assert 80 < row - len(stream.ids) < 199
+    trainer.generate("B", jobs)
+    trainer.load("A")
+    trainer.generate("A", [*jobs, *shared])
+
+
+def test_a_pause_without_an_update_changes_nothing(trainer: Trainer) -> None:
+    for mode in ("retract", "in_place"):
+        streams = trainer.stream(jobs_of(2))
+        for stream in streams:
+            stream.wait(80)
+        trainer.pause(mode)
+        trainer.go_on()
+        for stream in streams:
+            assert trainer.switched(stream, "A", "B", kept=False) is None
+
+
+def test_in_place_keeps_old_kv_in_the_request_alone(trainer: Trainer) -> None:
+    """The request goes on with what it has; what it computed reaches nobody else."""
+    jobs = jobs_of(3)
+    streams = trainer.stream(jobs)
+    for stream in streams:
+        stream.wait(90)
+    trainer.pause("in_place")
+    trainer.load("B", weight_version="B")
+    trainer.go_on()
+    early = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
+    trainer.generate("B", early)
+    for stream in streams:
+        row = trainer.switched(stream, "A", "B", kept=True)
+        assert row is not None
+        assert 80 < row - len(stream.ids) < 199
+    answers = [stream.finish() for stream in streams]
+    trainer.generate("B", [*jobs, *continued(jobs, answers, 190), *early])
+
+
+def test_in_place_between_the_chunks_of_a_prompt(trainer: Trainer) -> None:
+    """The pause comes while a long prompt is read: its first chunks are in the tree already, and
+    what is read later may not stand behind them."""
+    (ids, _, _), *_ = random_jobs(1, 4)
+    prompt = (ids * 100)[:2400]
+    job: Job = (prompt, 20, {})
+    (stream,) = trainer.stream([job])
+    trainer.server.wait_until_busy()
+    trainer.pause("in_place")
+    trainer.load("B")
+    trainer.go_on()
+    mixed = stream.finish()["output_ids"]
+    answers = trainer.generate("B", [job, (prompt[:2000], 20, {})])
+    assert mixed != answers[0]["output_ids"]
+    trainer.load("A")
+    assert mixed != trainer.generate("A", [job])[0]["output_ids"]
+
+
+def test_abort(trainer: Trainer) -> None:
+    """Aborted requests end with the old weights; what they left is not matched by the new ones."""
+    jobs = jobs_of(5)
+    streams = trainer.stream(jobs)
+    for stream in streams:
+        stream.wait(100)
+    trainer.pause("abort")
+    trainer.load("B")
+    trainer.go_on()
+    for stream in streams:
+        answer = stream.finish()
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        assert trainer.switched(stream, "A", "B", kept=False) is None
+    answers = [stream.finish() for stream in streams]
+    trainer.generate("B", [*jobs, *continued(jobs, answers, 90)])
+
+
+def from_disk(trainer: Trainer, name: str) -> None:
+    trainer.load(name)
+
+
+def from_tensor(trainer: Trainer, name: str) -> None:
+    import torch.multiprocessing as sharing
+    from sglang.srt.utils import MultiprocessingSerializer
+
+    tensors = [(key, tensor.clone()) for key, tensor in trainer.models[name].state_dict().items()]
+    before = sharing.get_sharing_strategy()
+    sharing.set_sharing_strategy("file_system")  # the other one needs a common parent process
+    payload = MultiprocessingSerializer.serialize(tensors, output_str=True)
+    sharing.set_sharing_strategy(before)
+    trainer.post("/begin_weight_update")
+    trainer.post(
+        "/update_weights_from_tensor", serialized_named_tensors=[payload], flush_cache=False
+    )
+    trainer.post("/end_weight_update")
+
+
+def from_distributed(trainer: Trainer, name: str) -> None:
+    import torch
+    from sglang.srt.utils import init_custom_process_group
+
+    from memento_sgl.demo.server import free_port
+
+    port, group = free_port(), f"update-{name}"
+    address = {"master_address": "127.0.0.1", "master_port": port}
+    place = {"rank_offset": 1, "world_size": 2, "group_name": group, "backend": "gloo"}
+    joining = threading.Thread(
+        target=trainer.post, args=("/init_weights_update_group",), kwargs=address | place
+    )
+    joining.start()
+    mine = init_custom_process_group(
+        backend="gloo",
+        init_method=f"tcp://127.0.0.1:{port}",
+        world_size=2,
+        rank=0,
+        group_name=group,
+    )
+    joining.join()
+    tensors = {name: tensor.clone() for name, tensor in trainer.models[name].state_dict().items()}
+    trainer.post("/begin_weight_update")
+    sending = threading.Thread(
+        target=lambda: [torch.distributed.broadcast(t, src=0, group=mine) for t in tensors.values()]
+    )
+    sending.start()
+    trainer.post(
+        "/update_weights_from_distributed",
+        names=list(tensors),
+        dtypes=["float32"] * len(tensors),
+        shapes=[list(tensor.shape) for tensor in tensors.values()],
+        group_name=group,
+        flush_cache=False,
+    )
+    sending.join()
+    trainer.post("/end_weight_update")
+    trainer.post("/destroy_weights_update_group", group_name=group)
+    torch.distributed.destroy_process_group(mine)
+
+
+@pytest.mark.parametrize("load", [from_disk, from_tensor, from_distributed])
+def test_a_warm_cache_does_not_outlive_its_weights(
+    trainer: Trainer, load: Callable[[Trainer, str], None]
+) -> None:
+    jobs = jobs_of(6, 60)
+    answers = trainer.generate("A", jobs)
+    again = continued(jobs, answers, 50)
+    assert all(a["meta_info"]["cached_tokens"] > 0 for a in trainer.generate("A", again))
+    load(trainer, "B")
+    assert not any(a["meta_info"]["cached_tokens"] for a in trainer.generate("B", again[:1]))
+    trainer.generate("B", again)
+    assert all(a["meta_info"]["cached_tokens"] > 0 for a in trainer.generate("B", again))
+    load(trainer, "A")
+    assert not any(a["meta_info"]["cached_tokens"] for a in trainer.generate("A", again[:1]))
+
+
+def write_adapter(folder: Path, model: Any, seed: int) -> None:
+    """A random LoRA adapter in PEFT's format; the model gets the same change."""
+    import torch
+    from safetensors.torch import save_file
+
+    rank, alpha, tensors = 4, 8, {}
+    generator = torch.Generator().manual_seed(seed)
+    for number, layer in enumerate(model.model.layers):
+        for name in ("q_proj", "v_proj"):
+            weight = getattr(layer.self_attn, name).weight
+            down = torch.randn(rank, weight.shape[1], generator=generator) * 0.2
+            up = torch.randn(weight.shape[0], rank, generator=generator) * 0.2
+            place = f"base_model.model.model.layers.{number}.self_attn.{name}"
+            tensors |= {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up}
+            weight.data += alpha / rank * up @ down
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none"}
+    config |= {"target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "x"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_an_adapter_of_the_same_name(trainer: Trainer, tmp_path: Path) -> None:
+    """Loaded again with other weights, an adapter shares nothing with what it was."""
+    jobs = jobs_of(10, 50)
+    for base, seed in (("A", 1), ("A", 2), ("B", 2)):
+        trainer.load(base)
+        name = f"{base}{seed}"
+        trainer.models[name] = copy.deepcopy(trainer.models[base])
+        write_adapter(tmp_path / name, trainer.models[name], seed)
+        trainer.generate(base, jobs)
+        trainer.post("/load_lora_adapter", lora_name="x", lora_path=str(tmp_path / name))
+        for _ in range(2):
+            streams = trainer.stream(jobs, lora_path="x")
+            trainer.verify(name, jobs, [stream.finish() for stream in streams])
+        trainer.generate(base, jobs)
+        if name == "A1":
+            trainer.load("B")  # under the adapter
+            trainer.models["B1"] = copy.deepcopy(trainer.models["B"])
+            write_adapter(tmp_path / "B1", trainer.models["B1"], seed)
+            streams = trainer.stream(jobs, lora_path="x")
+            trainer.verify("B1", jobs, [stream.finish() for stream in streams])
+        trainer.post("/unload_lora_adapter", lora_name="x")
+
+
+def test_memory_release_and_resume(trainer: Trainer) -> None:
+    """Weights whose memory was given back are other weights, whoever fills it again."""
+    jobs = jobs_of(7, 40)[:3]
+    for tags in (["weights"], ["kv_cache"], ["kv_cache", "weights"]):
+        trainer.load("A")
+        trainer.generate("A", jobs)
+        trainer.pause("retract")
+        trainer.post("/release_memory_occupation", tags=tags)
+        trainer.post("/resume_memory_occupation", tags=tags)
+        trainer.go_on()
+        assert not any(a["meta_info"]["cached_tokens"] for a in trainer.generate("A", jobs[:1]))
+        trainer.load("B")
+        trainer.generate("B", jobs)
+
+
+def test_retracted_requests_survive_lost_memory(trainer: Trainer) -> None:
+    """What verl and slime do between two batches, with requests still waiting."""
+    streams = trainer.stream(jobs_of(8))
+    for stream in streams:
+        stream.wait(100)
+    trainer.pause("retract")
+    trainer.post("/release_memory_occupation")
+    trainer.post("/resume_memory_occupation", tags=["weights"])
+    trainer.load("B")
+    trainer.post("/resume_memory_occupation", tags=["kv_cache", "cuda_graph"])
+    trainer.go_on()
+    for stream in streams:
+        assert trainer.switched(stream, "A", "B", kept=False) is not None
+
+
+@pytest.mark.parametrize("mode", ["retract", "in_place", "abort"])
+def test_flush_in_each_pause_mode(trainer: Trainer, mode: str) -> None:
+    """In place it is refused while requests hold KV, and harms none of them."""
+    jobs = jobs_of(9, 110)
+    streams = trainer.stream(jobs)
+    for stream in streams:
+        stream.wait(60)
+    trainer.pause(mode)
+    flushed = trainer.server.post("/flush_cache").status_code == 200
+    assert flushed == (mode != "in_place")
+    trainer.go_on()
+    for stream in streams:
+        assert trainer.switched(stream, "A", "B", kept=False) is None
+    trainer.generate("A", jobs)
