@@ -8,7 +8,7 @@ Page size P: row r has slot `page[r // P] * P + r % P`, and the allocator relies
 keeps its slots, the KV of the tail moves down, and the pages behind the new end are freed.
 
 Rows below `cache_protected_len` belong to the radix tree: their slots are not freed here, the tree
-prunes its nodes instead.
+prunes its nodes instead; shared pages are copied as far as they stay (`radix_paged.py`).
 
 The surplus is what was computed too early: the slot of a step in flight that still saw the block
 (overlap scheduling), or the memento's own slots in restart mode. Those steps are voided and redone.
@@ -29,7 +29,7 @@ from memento_sgl.staging import staged
 class RowEdit(NamedTuple):
     """One request's change of its row; row indices. `length` and `evicted` hold after it.
 
-    The slots of `[free_start, end)` are the request's own.
+    The slots of `[free_start, end)` are the request's own. `done`: the row holds it already.
     """
 
     slot: int
@@ -41,15 +41,20 @@ class RowEdit(NamedTuple):
     length: int
     redone: int
     evicted: int
+    done: bool = False
 
 
-def evict_running(runtime: Runtime, batch: Any) -> None:
+def evict_running(runtime: Runtime, batch: Any) -> list[Any]:
     """Apply the evictions that became due to the requests of a decode batch, all in one go.
 
     Called on the schedule stream before the batch's next decode step is prepared. `seq_lens` and
     its mirrors become new tensors: earlier ones are still referenced by the step in flight.
+
+    Returns:
+        Requests without room for a copy of what they share; they must leave the batch.
     """
     edits: list[RowEdit] = []
+    stuck = []
     shrink = np.zeros(len(batch.reqs), dtype=np.int64)
     rewind = np.zeros(len(batch.reqs), dtype=np.int64)
     for i, req in enumerate(batch.reqs):
@@ -59,13 +64,17 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
         if req.finished():
             continue
         edit = _plan(runtime, req, int(batch.seq_lens_cpu[i]), batch.tree_cache)
+        if edit is None:
+            stuck.append(req)
+            continue
         edits.append(edit)
         shrink[i] = edit.old_length - edit.length
         rewind[i] = edit.redone
         req.kv.kv_committed_len = req.kv.kv_allocated_len = edit.length
     if not edits:
-        return
-    edit_rows(runtime, batch, edits)
+        return stuck
+    if own := [edit for edit in edits if not edit.done]:
+        edit_rows(runtime, batch, own)
     runtime.evictions += len(edits)
     runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
@@ -75,14 +84,18 @@ def evict_running(runtime: Runtime, batch: Any) -> None:
     batch.seq_lens_cpu = batch.seq_lens_cpu - torch.from_numpy(shrink)
     batch.orig_seq_lens = batch.orig_seq_lens - staged(rewind, device, torch.int32)
     batch.seq_lens_sum = None
+    return stuck
 
 
-def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
+def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit | None:
     state: RequestState = req.memento
     upcoming = state.next_eviction
     assert upcoming is not None
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
+    shared = _shares_pages(req, start, tree)
+    if shared and not tree.evict_shared(req, start, end, keep_end, row_length):
+        return None
     state.apply()
     redone = row_length - keep_end
     if redone:
@@ -99,7 +112,14 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit:
         length=keep_end - upcoming.tokens,
         redone=redone,
         evicted=state.evicted,
+        done=shared,
     )
+
+
+def _shares_pages(req: Any, start: int, tree: Any) -> bool:
+    """Whether a page that holds rows from `start` on belongs to the radix tree."""
+    page = tree.page_size
+    return bool(page > 1 and req.kv.cache_protected_len > start // page * page)
 
 
 def _leave_tree(req: Any, start: int, end: int, tree: Any) -> int:
@@ -148,19 +168,25 @@ def _next_page(row: int, page: int) -> int:
     return -(-row // page) * page
 
 
-def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
+def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> bool:
     """Apply the eviction whose point the computed part of a prompt has reached, if any.
 
     Between two segments of a prefill: the row so far loses the span, and in restart mode the
     memento too, which the next segment computes again.
+
+    Returns:
+        False: there is no room for a copy of what the request shares; nothing has changed.
     """
     state: RequestState = req.memento
     upcoming = state.next_eviction
     rows = req.prefix_len
     if upcoming is None or state.row(upcoming.point) != rows:
-        return
+        return True
     start, end = state.row(upcoming.start), state.row(upcoming.end)
     keep_end = state.row(upcoming.resume)
+    shared = _shares_pages(req, start, tree)
+    if shared and not tree.evict_shared(req, start, end, keep_end, rows):
+        return False
     state.apply()
     runtime.evictions += 1
     row = tree.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
@@ -169,7 +195,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     if (page := allocator.page_size) == 1:
         allocator.free(torch.cat([row[own:end], row[keep_end:rows]]).to(torch.int64))
         row[start:length] = row[end:keep_end].clone()
-    else:
+    elif not shared:
         slots = row[start:rows].to(torch.int64)
         runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
         allocator.free_page_ids(slots[_next_page(length, page) - start :: page] // page)
@@ -181,6 +207,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> None:
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=False)
     req.refresh_fill_ids()
+    return True
 
 
 def rows_to_next_point(req: Any) -> int | None:

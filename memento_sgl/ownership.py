@@ -95,7 +95,7 @@ def tree_slots(tree: Any) -> list[torch.Tensor]:
             assert len(child.slots) in (0, len(child.key))
             assert len(child.slots) or child.children or child.lock_ref, "a dead node"
             assert child.lock_ref <= node.lock_ref or node is root
-            sizes[child.lock_ref > 0] += len(child.slots)
+            sizes[child.lock_ref > 0] += -(-len(child.slots) // tree.page_size) * tree.page_size
             found.append(child.slots)
             stack.append(child)
     assert sizes == {True: tree.protected_size(), False: tree.evictable_size()}

@@ -15,66 +15,36 @@ requests share as far as their evictions agree, whatever their options are.
 sequence evicts that span at a point <= L: the next query is index L and never sees it. Otherwise
 the match is cut back to the start of that span.
 
-**Cost.** A request publishes from its last node on, and leaves each finished block once: what it
-costs is linear in its tokens and blocks.
-
 Invariant: free slots + slots in the tree + rows of requests behind their `kv.cache_protected_len` =
 pool, each slot once. Rows below that length are those of the surviving tokens above `last_node`.
 """
 
 from __future__ import annotations
 
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 
 from memento_sgl.machine import Eviction
-from memento_sgl.radix_key import LONGEST, Namespace, encode_point
 from memento_sgl.radix_node import Node
 from memento_sgl.radix_pruned import PrunableTree
+from memento_sgl.radix_requests import RequestCache
 from memento_sgl.radix_tree import touch, up_to
-from memento_sgl.request import Match, RequestState
+from memento_sgl.request import RequestState
 
 
-class PrunableRadixCache(PrunableTree):
-    """The prunable tree as SGLang's cache of requests, which carry a `RequestState` each."""
+class PrunableRadixCache(RequestCache, PrunableTree):
+    """The prunable tree as SGLang's cache of requests."""
 
-    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
-        """Longest usable prefix of `params.req`; sets which of its evictions the row reflects.
-
-        The row that results holds the surviving tokens of the prefix only. At least one token is
-        left to compute, and all tokens whose log-probabilities are asked for. Asked again, the
-        answer stands as long as nothing entered or left the tree.
-        """
-        req = params.req
-        if req is None:
-            return self._result(0, self.root_node)
+    def _match(self, req: Any, stem: Node, limit: int) -> tuple[Node, int, int]:
         state: RequestState = req.memento
-        length = len(req.origin_input_ids) + len(req.output_ids)
-        limit = req._compute_max_prefix_len(length) if len(params.key) else 0
-        asked = (self.generation, length, limit)
-        if state.match is None or state.match.asked != asked:
-            node = self._match(req, limit)
-            state.match = Match((self.generation, length, limit), node)
-        node = state.match.node
-        if state.restore(state.applied_at(node.end)):
-            req.full_untruncated_fill_ids = array("q")
-            req.refresh_fill_ids()
-        state.begin_row(self._weight_version)
-        req.already_computed = -state.evicted  # cached tokens are counted in logical tokens
-        return self._result(node.end - state.evicted, node)
-
-    def _match(self, req: Any, limit: int) -> Node:
-        stem = self.root_node.children.get(self._namespace(req))
-        if stem is None:
-            return self.root_node
         path = self._walk(stem, self._key(req, 0, limit))
-        length = _valid_length(path, req.memento.machine.evictions)
-        return next((node for node in reversed(path) if node.end == length), stem)
+        length = _valid_length(path, state.machine.evictions)
+        node = next((node for node in reversed(path) if node.end == length), stem)
+        applied = state.applied_at(length)
+        return node, length - state.gone(applied), applied
 
     def prefix_device_indices(self, req: Any) -> torch.Tensor:
         """Slots of a matched prefix, until they are in the request's row; int64 `[prefix_len]`."""
@@ -84,61 +54,20 @@ class PrunableRadixCache(PrunableTree):
         assert len(slots) == req.prefix_len, (req.rid, len(slots), req.prefix_len)
         return slots
 
-    def checkpoint(self, req: Any, *, up_to: int, **_kwargs: Any) -> None:
-        """Publish the first `up_to` rows; the request goes on with the tree's slots, and so does
-        one that finished until its caller frees what is behind them and drops the lock."""
-        state: RequestState = req.memento
-        if not req.finished():
-            self._publish(req, up_to)
-            return
-        state.observe(req.output_ids)  # its last token may have closed a memento
-        self._publish(req, up_to)
-        self._leave_blocks(req, state.applied_at(req.last_node.end))
-
-    def cache_retracted_req(self, req: Any) -> None:
-        """Publish a running request that is about to lose its row, so that it can resume."""
-        if not req.skip_radix_cache_insert:
-            self._publish(req, req.kv.kv_committed_len)
-
     def drop_span(self, req: Any) -> None:
         """A running request has dropped its newest applied eviction from its row: free the tree's
         part of it. At once, unless another request holds it; then with its last lock."""
         self._leave_blocks(req, req.memento.applied)
 
     def _leave_blocks(self, req: Any, count: int) -> None:
-        """The request is done with the blocks of its first `count` evictions."""
         state: RequestState = req.memento
         self._close(req.last_node, state.machine.evictions[state.left : count])
         state.left = max(state.left, count)
 
-    def _publish(self, req: Any, rows: int) -> None:
-        """Make the tree the owner of a request's first `rows` rows, as many as are right for their
-        key: those behind an eviction point that was not applied are not, nor is KV of old weights.
-        """
-        state: RequestState = req.memento
-        if state.weight_version != self._weight_version:
-            return
-        if not state.published:
-            state.published = True
-            touch(up_to(req.last_node, 0), req.priority or 0)
-        self._leave_blocks(req, state.applied)
-        rows = min(rows, len(req.origin_input_ids) + len(req.output_ids) - state.evicted)
-        if (upcoming := state.next_eviction) is not None:
-            rows = min(rows, state.row(upcoming.point))
-        if rows + state.evicted <= req.last_node.end:
-            return
-        self._grow(req, rows)
-        req.kv.cache_protected_len = req.kv.cache_inserted_len = rows
-
     def _grow(self, req: Any, rows: int) -> None:
-        """Put rows from `cache_protected_len` on below the request's last node; slots that the
-        tree has already take their place in the row."""
         state, first = req.memento, req.kv.cache_protected_len
-        row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
-        slots = row[first:rows].to(torch.int64, copy=True)
+        slots = self._row(req, first, rows)
         node, priority = req.last_node, req.priority or 0
-        if node is self.root_node:
-            node = self._stem(self._namespace(req))
         begin, end = node.end, rows + state.evicted
         key = self._key(req, begin, end)
         at, done, passed = begin, 0, []
@@ -156,32 +85,14 @@ class PrunableRadixCache(PrunableTree):
         self._move_lock(req, node)
         touch((node for node, _, _ in passed), priority)
         for node, is_hole, start in passed:
+            part = slots[start : start + len(node.key)]
             if is_hole:
                 self._leave(node)
             elif node.is_pruned:
-                self._revive(node, slots[start : start + len(node.key)])
+                self._revive(node, part)
             else:
-                stop = start + len(node.key)
-                self._freed.append(slots[start:stop])
-                row[first + start : first + stop] = node.slots
+                self._take_over(req, part, first + start, node)
         self._free_collected()
-
-    def _namespace(self, req: Any) -> Namespace:
-        return Namespace(self._weight_version, req.extra_key, req.cache_salt)
-
-    def _key(self, req: Any, start: int, end: int) -> array[int]:
-        """The key of logical tokens `[start, end)`."""
-        state: RequestState = req.memento
-        assert end < LONGEST  # `serving.enable` sees to it
-        prompt, output = req.origin_input_ids, req.output_ids
-        known = len(prompt)
-        tokens: array[int] = prompt[start:end] + output[max(start - known, 0) : max(end - known, 0)]
-        evictions = state.machine.evictions
-        for eviction in evictions[state.applied_at(start - 1) : state.applied_at(end - 1)]:
-            at = eviction.point - start
-            by_block_start = tokens[at] == self._markers.block_start
-            tokens[at] = encode_point(eviction, by_block_start)
-        return tokens
 
 
 def _valid_length(path: Sequence[Node], evictions: Sequence[Eviction]) -> int:

@@ -19,18 +19,22 @@ from memento_sgl.radix_node import Node
 
 
 class NodeEvents:
-    """Tells a recorder which nodes were stored and removed."""
+    """Tells a recorder which nodes were stored and removed.
+
+    A page behind an evicted span holds other tokens than a router cuts from the prompt there: such
+    pages, partial ones and all behind them are not told.
+    """
 
     def __init__(self, recorder: KVCacheEventRecorder, markers: MarkerIds) -> None:
         self._recorder = recorder
         self._ends = (markers.summary_end, markers.block_start)
 
     def stored(self, node: Node) -> None:
-        if self._recorder.enabled:
+        if self._recorder.enabled and self._plain(node):
             self._recorder.record_store(_View(node, self._ends))
 
     def removed(self, node: Node) -> None:
-        if self._recorder.enabled:
+        if self._recorder.enabled and node.hash_value is not None:
             self._recorder.record_remove(_View(node, self._ends))
 
     def split(self, front: Node, back: Node) -> None:
@@ -40,6 +44,14 @@ class NodeEvents:
             parts = split_node_hash_value(getattr(back, name), pages, page)
             for node, hashes in zip((front, back), parts, strict=True):
                 setattr(node, name, hashes)
+
+    def _plain(self, node: Node) -> bool:
+        """Whether a router can know a node; one that was told has its hashes."""
+        parent, page = node.parent, self._recorder.page_size
+        if page == 1:
+            return True
+        known = parent is not None and (not parent.key or parent.hash_value is not None)
+        return known and len(node.key) % page == 0 and all(type(t) is int for t in node.key)
 
     def cleared(self) -> None:
         self._recorder.record_all_cleared()

@@ -126,12 +126,14 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
 
     def _child_key(self, key: Sequence[Any], offset: int = 0) -> Any:
         """Under what a node keeps the child whose key begins there; keys are never empty there."""
-        return key[offset]
+        page = self.page_size
+        return key[offset] if page == 1 else tuple(key[offset : offset + page])
 
     def _walk(self, node: Node, key: Sequence[Any]) -> list[Node]:
-        """The nodes that `key` leads through below `node`; the last one is split where it ends."""
+        """The nodes that `key` leads through below `node`, in whole pages; the last one is split
+        where it ends."""
         now, done, path = next(self._clock), 0, []
-        while done < len(key):
+        while len(key) - done >= self.page_size:
             child = node.children.get(self._child_key(key, done))
             if child is None:
                 break
@@ -143,7 +145,7 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
 
     def _pass(self, child: Node, key: Sequence[Any], offset: int, most: int) -> Node:
         """`child`, or its front if only that agrees with `most` symbols of `key` from `offset`."""
-        same = common_prefix(child.key, key, offset, most)
+        same = common_prefix(child.key, key, offset, most) // self.page_size * self.page_size
         return child if same == len(child.key) else self._split(child, same)
 
     def _add(self, parent: Node, key: Sequence[Any], slots: torch.Tensor, priority: int) -> Node:
@@ -220,12 +222,15 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
 
     def _free_collected(self) -> None:
         if self._freed:
-            slots, self._freed = torch.cat(self._freed), []
-            self.token_to_kv_pool_allocator.free(slots)
+            page = self.page_size
+            pages = torch.cat([slots[::page] // page for slots in self._freed])
+            self._freed = []
+            self.token_to_kv_pool_allocator.free_page_ids(pages)
 
     def _size(self, node: Node) -> int:
-        """Slots of the pool that a node keeps others from using."""
-        return len(node.slots)
+        """Slots of the pool that a node keeps others from using: whole pages."""
+        page: int = self.page_size
+        return -(-len(node.slots) // page) * page
 
     def _update_leaf(self, node: Node) -> None:
         if len(node.slots) and node.lock_ref == 0 and not node.children:
@@ -247,7 +252,8 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
         """Keep what a waiting prompt begins with, as far as it has no finished block."""
         namespace = Namespace(self._weight_version, key.extra_key, key.cache_salt)
         node = self.root_node.children.get(namespace)
-        now, done, tokens = next(self._clock), 0, key.token_ids
+        tokens = key.token_ids if self.page_size == 1 else list(key.token_ids)
+        now, done = next(self._clock), 0
         while node is not None and common_prefix(node.key, tokens, done, len(key)) == len(node.key):
             node.last_access_time = now
             done += len(node.key)
@@ -299,7 +305,13 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
 
     def dec_lock_ref(self, node: Node, params: DecLockRefParams | None = None) -> DecLockRefResult:
         before = self._evictable
-        while node is not self.root_node:
+        self._release(node, self.root_node)
+        self._free_collected()
+        return DecLockRefResult(delta=self._evictable - before)
+
+    def _release(self, node: Node, above: Node) -> None:
+        """Unlock from `node` up to, but not including, `above`."""
+        while node is not above:
             parent = node.parent
             assert parent is not None
             size = self._size(node)
@@ -309,8 +321,6 @@ class RadixTree(BasePrefixCache):  # type: ignore[misc]
             if node.lock_ref == 0:
                 self._unlocked(node)
             node = parent
-        self._free_collected()
-        return DecLockRefResult(delta=self._evictable - before)
 
     def _unlocked(self, node: Node) -> None:
         """The last lock of a node is gone."""

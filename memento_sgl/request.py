@@ -39,10 +39,13 @@ class Settings(NamedTuple):
 
 
 class Match(NamedTuple):
-    """What the radix tree answered: for which question, and the node where the prefix ends."""
+    """What the radix tree answered: for which question, the node that holds the prefix's end, its
+    rows, and the evictions that they reflect."""
 
     asked: tuple[int, int, int]
     node: Any
+    rows: int
+    applied: int
 
 
 class RequestState:
@@ -148,6 +151,14 @@ class RequestState:
         for eviction in evictions[len(self._gone) - 1 :]:
             self._gone.append(self._gone[-1] + eviction.tokens)
         return self._gone[count]
+
+    def end_of(self, rows: int, applied: int) -> int:
+        """Logical length of a row's first `rows` rows, if it reflects `applied` evictions."""
+        evictions = self.machine.evictions
+        passed = bisect_right(
+            range(applied), rows - 1, key=lambda i: evictions[i].start - self.gone(i)
+        )
+        return rows + self.gone(passed)
 
     def peak_rows(self, length: int) -> int:
         """Most rows that a prefill of the first `length` tokens holds at once, from here on."""

@@ -146,7 +146,6 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     model = model_config_of(record)
     refuse_model(model)
     if not server_args.disable_radix_cache:
-        refuse_pages(server_args)
         refuse_context(model.context_len)
     config = config.for_family(list(model.hf_config.architectures or ()))
     if config.trace_dir:
@@ -199,15 +198,14 @@ def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str
     if config.restart_mode:
         logger.warning("memento: restart mode recomputes mementos: prefix caching is turned off")
         return {"disable_radix_cache": True}
-    if given.get("page_size") not in (None, 1):
-        logger.warning("memento: prefixes are cached at page size 1 only: prefix caching is off")
-        return {"disable_radix_cache": True}
     return {"radix_cache_backend": RADIX_BACKEND}
 
 
 def make_radix_cache(context: Any) -> Any:
     """Radix cache factory of SGLang's registry, for `--radix-cache-backend memento`."""
     from memento_sgl.radix import PrunableRadixCache
+    from memento_sgl.radix_paged import PagedRadixCache
+    from memento_sgl.runtime import current
 
     settings = settings_of(context.server_args)
     if settings is None:
@@ -215,7 +213,9 @@ def make_radix_cache(context: Any) -> Any:
     if context.params.enable_kv_cache_events:
         with saying_what_it_waits_for("the hashes of KV events: a C++ extension is being built"):
             load_hashes()
-    return PrunableRadixCache(context.params, settings.markers)
+    if context.params.page_size == 1:
+        return PrunableRadixCache(context.params, settings.markers)
+    return PagedRadixCache(context.params, settings.markers, current().move_kv)
 
 
 def load_hashes() -> None:
@@ -268,16 +268,6 @@ def refuse_model(model: Any) -> None:
     kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
     if kinds:
         raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
-
-
-def refuse_pages(server_args: Any) -> None:
-    """Raise ConfigError where SGLang chose a page size that prefixes are not cached at."""
-    if (page := server_args.page_size) != 1:
-        raise ConfigError(
-            f"memento caches prefixes at page size 1, and the attention backend "
-            f"{server_args.attention_backend} takes {page}: add --attention-backend flashinfer, or "
-            f"--page-size {page}, which turns prefix caching off"
-        )
 
 
 def refuse_context(length: int) -> None:

@@ -17,8 +17,9 @@ NEEDS_PATCHES = {"memento_sgl/serving.py", "memento_sgl/commands.py"}  # functio
 RUNTIME = {
     "memento_sgl/platform.py",
     "memento_sgl/engine.py",
-    "memento_sgl/radix.py",
     "memento_sgl/radix_events.py",
+    "memento_sgl/radix_paged.py",
+    "memento_sgl/radix_requests.py",
     "memento_sgl/radix_tree.py",
     "memento_sgl/reasoning.py",
     "memento_sgl/reservation.py",

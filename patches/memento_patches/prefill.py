@@ -82,7 +82,9 @@ def adder_class(result: type, _scheduler: Any) -> type:
 
 def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any:
     allocator, tree = adder.token_to_kv_pool_allocator, adder.tree_cache
-    evict_prefix(runtime.current(), req, allocator, tree)
+    if not evict_prefix(runtime.current(), req, allocator, tree):
+        adder.rem_chunk_tokens = 0  # nobody else comes in: what runs has to make room first
+        return req
     limit = rows_to_next_point(req)
     if limit is None:
         return original(req)

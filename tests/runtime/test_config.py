@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,16 +201,13 @@ def test_bad_flags(argv: list[str], message: str) -> None:
         parsed(*argv)
 
 
-def test_a_backend_that_takes_pages_is_refused_with_prefix_caching() -> None:
+def test_prefixes_are_cached_at_every_page_size() -> None:
     pytest.importorskip("sglang")
-    from memento_sgl.serving import refuse_pages, required_arguments
+    from memento_sgl.serving import required_arguments
 
-    refuse_pages(SimpleNamespace(page_size=1, attention_backend="flashinfer"))
-    with pytest.raises(ConfigError, match="trtllm_mha takes 64: add --attention-backend"):
-        refuse_pages(SimpleNamespace(page_size=64, attention_backend="trtllm_mha"))
     config = MementoConfig(enable=True)
-    assert required_arguments(config, {"page_size": 64})["disable_radix_cache"]
-    assert "disable_radix_cache" not in required_arguments(config, {"page_size": 1})
+    for page in (None, 1, 64):
+        assert "disable_radix_cache" not in required_arguments(config, {"page_size": page})
 
 
 class Words:

@@ -126,7 +126,7 @@ def test_a_prefix_loses_its_span_without_a_tree(
 ) -> None:
     runtime, req = make_runtime(), Request(TOKENS, [], restart=restart)
     table = torch.arange(10, 18).to(torch.int32)[None]
-    tree = SimpleNamespace(req_to_token_pool=SimpleNamespace(req_to_token=table))
+    tree = SimpleNamespace(page_size=1, req_to_token_pool=SimpleNamespace(req_to_token=table))
     req.hold(5)
     gone: list[int] = []
     allocator = SimpleNamespace(page_size=1, free=lambda slots: gone.extend(slots.tolist()))
