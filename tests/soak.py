@@ -38,6 +38,8 @@ BAD: tuple[dict[str, Any], ...] = (
     {"max_block_tokens": "six"},
     {"enable": "yes"},
     {"assistant_start": 10**6},
+    {"max_block_tokens": 2**63},
+    {"keep_last_n_blocks": 2**40},
     {"constrain": "strict", "max_block_tokens": -1},
 )
 CLIENTS = 10
@@ -188,7 +190,10 @@ class Soak:
 
     def bad(self, rng: random.Random, client: httpx.Client) -> None:
         _, body = self._new(rng)
-        body["sampling_params"]["custom_params"]["memento"] |= rng.choice(BAD)
+        if rng.random() < 0.2:
+            body["input_ids"] = [*body["input_ids"], rng.choice((10**6, -1))]
+        else:
+            body["sampling_params"]["custom_params"]["memento"] |= rng.choice(BAD)
         response = client.post("/generate", json=body)
         assert response.status_code == 400, (response.status_code, response.text)
         with self._lock:
