@@ -175,7 +175,7 @@ async def _stream(canned: Canned, question: str, keep_last: int) -> AsyncIterato
                 await asyncio.sleep(canned.gap)
         if question == "hang":
             await asyncio.sleep(3600)
-        yield _event(tokens, len(pieces), {}, "stop", {"memento": [record]})
+        yield _event(tokens, len(pieces), {}, "stop", {"memento": json.dumps([record])})
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         canned.left.append(question)
