@@ -14,6 +14,8 @@ import threading
 from multiprocessing import resource_tracker
 from typing import Any
 
+from memento_sgl.environment import warnings_of_children
+
 INTERRUPTED = 130
 
 
@@ -62,7 +64,10 @@ def _without_usage(_parser: argparse.ArgumentParser, _file: Any = None) -> None:
 
 def main() -> None:
     signal.signal(signal.SIGINT, lambda *_: _stopped())
-    resource_tracker.ensure_running()  # its start takes the block away: not later
+    # Not later: its start takes the block away. It outlives us and frees what we leave behind; its
+    # warning about that is not for the user.
+    with warnings_of_children("ignore::UserWarning:multiprocessing.resource_tracker"):
+        resource_tracker.ensure_running()
     block_interrupts()
     threading.Thread(target=_end_on_interrupt, daemon=True).start()
     arguments = _arguments(sys.argv[1:])

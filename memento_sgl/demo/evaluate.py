@@ -105,9 +105,13 @@ def card(training: dict[str, Any], count: int) -> str:
     )
     steps, seconds = training["steps"], training["seconds"]
     more = "".join(
-        f"\nThen {count} more steps of the second stage ({time} s): the question was reworded."
+        f"\nThen {count} more steps of the second stage ({time} s)."
         for count, time in zip(steps[2:], seconds[2:], strict=True)
     )
+    if more:
+        more += (
+            "\nThese taught it other words of the question; stage 1 was measured with the former."
+        )
     return f"""---
 license: apache-2.0
 ---
