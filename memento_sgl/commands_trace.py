@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from memento_sgl.trace import RequestTrace
 
 UNUSABLE = 2
+NARROW = 80  # columns below which there is no room for the table
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +50,12 @@ def trace(
     except DataError as error:
         Console(stderr=True, soft_wrap=True).print(str(error), style="red", markup=False)
         raise typer.Exit(UNUSABLE) from None
-    Console().print(_table(traces))
+    console = Console(highlight=False)
+    if console.width < NARROW:
+        for item in traces:
+            console.print(_words(item), markup=False)
+    else:
+        console.print(_table(traces))
 
 
 def _listed(paths: list[Path]) -> list[Path]:
@@ -77,7 +83,7 @@ def _table(traces: list[RequestTrace]) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("request", overflow="fold", min_width=10)
     table.add_column("finish", no_wrap=True)
     for title in ("prompt", "output", "blocks", "evicted", "peak KV", "seconds"):
@@ -95,3 +101,12 @@ def _table(traces: list[RequestTrace]) -> Table:
             f"{item.times.end:.3f}",
         )
     return table
+
+
+def _words(item: RequestTrace) -> str:
+    sums = item.accounting
+    return (
+        f"{item.id}\n  {item.finish}, {item.tokens.prompt} + {item.tokens.output} tokens in "
+        f"{item.times.end:.3f} s, {sums['blocks']} blocks, {sums['evicted_tokens']} tokens "
+        f"evicted, peak KV {sums['peak_kv_tokens']} of {sums['peak_kv_tokens_without']}"
+    )

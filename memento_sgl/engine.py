@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from sglang.srt.entrypoints.engine import Engine as SglEngine
@@ -33,6 +34,12 @@ class Engine(SglEngine):  # type: ignore[misc]
     def __init__(
         self, *, memento: MementoConfig | dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
+        # Set while a new process imports the program that started it.
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            raise SystemExit(
+                "memento: the engine's own processes import this program again: create the engine "
+                'below `if __name__ == "__main__":`'
+            )
         if isinstance(memento, MementoConfig):
             memento = memento.model_dump(exclude_unset=True)
         config = MementoConfig.parse({"enable": True} | (memento or {}))

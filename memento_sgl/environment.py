@@ -54,7 +54,17 @@ def excluded_from_sglang() -> str | None:
 
 def misses_forced() -> bool:
     """Whether SGLANG_RADIX_FORCE_MISS asks SGLang to throw every cache hit away."""
-    return os.environ.get("SGLANG_RADIX_FORCE_MISS", "").lower() not in ("", "0", "false")
+    return _sglang("SGLANG_RADIX_FORCE_MISS")
+
+
+def served_by_rust() -> bool:
+    """`SGLANG_RUST_SERVER`: requests reach schedulers without passing the Python front end."""
+    return _sglang("SGLANG_RUST_SERVER")
+
+
+def extensions_folder() -> str:
+    """Where PyTorch builds C++ extensions."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
 
 
 def has_accelerator() -> bool:
@@ -77,6 +87,10 @@ def share_cpu(ranks: int) -> None:
     cores = f"0-{(os.cpu_count() or 1) - 1}"
     os.environ.setdefault("SGLANG_CPU_OMP_THREADS_BIND", "|".join([cores] * ranks))
     os.environ.setdefault("SGLANG_NCCL_SO_PATH", "no NCCL without a GPU")
+
+
+def _sglang(name: str) -> bool:
+    return os.environ.get(name, "").lower() not in ("", "0", "false")
 
 
 def _flag(name: str) -> bool:

@@ -70,7 +70,7 @@ def main() -> None:
     from sglang.srt.server_args import prepare_server_args
 
     load_plugins()
-    argparse.ArgumentParser.print_usage = _without_usage  # type: ignore
+    argparse.ArgumentParser.print_usage = _without_usage  # type: ignore[assignment]
     server_args = prepare_server_args(arguments)
 
     from sglang.launch_server import run_server

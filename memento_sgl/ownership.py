@@ -50,7 +50,8 @@ def check_ranks(scheduler: Any) -> None:
     have to decide alike. A collective of CPU tensors after every step; for tests.
 
     Raises:
-        AssertionError: ranks that differ in a row, in what it reflects, or in the free slots.
+        AssertionError: ranks that differ in a row, in what it reflects, in the free slots, or in
+            the version of their weights.
     """
     group = scheduler.tp_cpu_group
     if (ranks := dist.get_world_size(group)) == 1:
@@ -63,7 +64,10 @@ def check_ranks(scheduler: Any) -> None:
         )
         for req in live_requests(scheduler)
     }
-    state[""] = _digest(scheduler.token_to_kv_pool_allocator.get_all_free_pages())
+    state[""] = (
+        _digest(scheduler.token_to_kv_pool_allocator.get_all_free_pages()),
+        getattr(scheduler.tree_cache, "weight_version", None),  # SGLang's tree has none
+    )
     states: list[Any] = [None] * ranks
     dist.all_gather_object(states, state, group=group)
     assert all(other == states[0] for other in states), f"ranks differ: {states}"

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from memento_sgl.watch import Watch
 
 
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+"""Sampling parameters that constrain the output."""
+
+
 class Settings(NamedTuple):
     """What the launcher found out once; travels to every process inside the server arguments."""
 
@@ -238,7 +242,7 @@ class RequestState:
 
 def check_options(
     custom_params: object,
-    prompt: Sequence[int],
+    prompt: Sequence[int] | None,
     settings: Settings,
     *,
     input_logprobs: bool = False,
@@ -248,7 +252,8 @@ def check_options(
 
     Args:
         custom_params: the request's `custom_params`.
-        prompt: token ids of the prompt.
+        prompt: token ids of the prompt; None: not known yet, since the scheduler joins it with
+            what its session holds, and checks it then.
         settings: what the server was started with.
         input_logprobs: the request asks for log-probabilities of prompt tokens.
         grammar: a grammar constrains the output from its first token on.
@@ -258,16 +263,18 @@ def check_options(
     """
     options = options_of(custom_params)
     merged = settings.config.for_request(options)
-    if options.assistant_start is not None and options.assistant_start > len(prompt):
-        raise RequestError(
-            f"memento: assistant_start={options.assistant_start} lies behind the prompt "
-            f"({len(prompt)} tokens)"
-        )
     if input_logprobs and merged.evicts:
         raise RequestError(
             "memento: log-probabilities of prompt tokens are not available while blocks are "
             'evicted: leave logprob_start_len at -1, or send {"memento": {"enable": false}} in '
             "custom_params"
+        )
+    if prompt is None:
+        return
+    if options.assistant_start is not None and options.assistant_start > len(prompt):
+        raise RequestError(
+            f"memento: assistant_start={options.assistant_start} lies behind the prompt "
+            f"({len(prompt)} tokens)"
         )
     if merged.emission == "off" or not (grammar or merged.emission == "strict"):
         return
@@ -295,6 +302,16 @@ def _check_strict(state: RequestState) -> None:
             "memento: constrain=strict needs a prompt that ends inside an assistant turn: add the "
             "generation prompt, or say where the turn starts with assistant_start"
         )
+
+
+def has_grammar(params: Any, *, require_reasoning: bool) -> bool:
+    """Whether a grammar constrains the output from its first token on.
+
+    Args:
+        params: SGLang's sampling parameters.
+        require_reasoning: it begins behind the thought.
+    """
+    return not require_reasoning and any(getattr(params, kind) for kind in GRAMMARS)
 
 
 def options_of(custom_params: object) -> RequestOptions:

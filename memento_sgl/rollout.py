@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,6 +77,21 @@ class RolloutRecord(BaseModel):
     @property
     def tokens(self) -> list[int]:
         return [*self.prompt_ids, *self.output_ids]
+
+    def _repr_html_(self) -> str:
+        """Sizes and spans as a table, for notebooks; the tokens are not text."""
+        rows = {
+            "id": self.id,
+            "prompt, output": f"{len(self.prompt_ids):,}, {len(self.output_ids):,} tokens",
+            "blocks": [end - start for start, end in self.block_spans],
+            "mementos": [end - start for start, end in self.memento_spans],
+            "evicted": [f"[{start}, {end}) at {point}" for point, start, end, _ in self.evictions],
+            "finish": self.finish_reason,
+        }
+        cells = "".join(
+            f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items()
+        )
+        return f"<table>{cells}</table>"
 
     @property
     def machine_evictions(self) -> tuple[Eviction, ...]:

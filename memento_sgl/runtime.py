@@ -18,7 +18,13 @@ from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError, RequestError
 from memento_sgl.machine import Eviction
 from memento_sgl.pacing import Pacing
-from memento_sgl.request import RequestState, Settings, options_of
+from memento_sgl.request import (
+    RequestState,
+    Settings,
+    check_options,
+    has_grammar,
+    options_of,
+)
 from memento_sgl.staging import staged
 from memento_sgl.watch import Observers, Watch, observers_of
 
@@ -89,17 +95,31 @@ class Runtime:
 
         A probe is a request of the server's own health check: nobody watches those.
         """
-        params = req.sampling_params.custom_params
         try:
-            options = options_of(params)
-            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+            state = self._state_of(req)
         except RequestError as error:
             req.set_finish_with_abort(str(error))
-            options = RequestOptions(enable=False)
-            state = RequestState(req.origin_input_ids, self.config, self.markers, options)
+            state = self.without_prompt(req)
         if self.observers is not None and state.config.enable and not probe:
             state.watch = Watch(self.observers, req.rid, state)
         return state
+
+    def _state_of(self, req: Any) -> RequestState:
+        params = req.sampling_params
+        options = options_of(params.custom_params)
+        prompt = req.origin_input_ids
+        if req.input_embeds is not None:  # SGLang puts token 1 in place of each
+            options = options.model_copy(update={"assistant_start": len(prompt)})
+        if req.session is not None:  # the door has seen this turn's tokens only
+            grammar = has_grammar(params, require_reasoning=req.require_reasoning)
+            settings = Settings(self.config, self.markers, self.structure)
+            check_options(params.custom_params, prompt, settings, grammar=grammar)
+        return RequestState(prompt, self.config, self.markers, options)
+
+    def without_prompt(self, req: Any) -> RequestState:
+        """State for a request that ends at once: SGLang has put one token in its prompt's place."""
+        options = RequestOptions(enable=False)
+        return RequestState(req.origin_input_ids, self.config, self.markers, options)
 
     def observe(self, batch: Any, ignored: Sequence[Any]) -> None:
         """After a result was processed: find the requests whose newest token makes a span due."""
@@ -215,10 +235,9 @@ class Runtime:
         for req in batch.reqs:
             req.cached_tokens_device = req.cached_tokens  # logical, and there is no other source
         if self.evicting or any(state.evicted for state in states):
-            evicted = [state.evicted for state in states]
-            self.set_offsets(slots, evicted)
-            logical = batch.orig_seq_lens
-            batch.orig_seq_lens = logical + staged(evicted, logical.device, logical.dtype)
+            self.set_offsets(slots, [state.evicted for state in states])
+            now = batch.orig_seq_lens
+            batch.orig_seq_lens = staged(logical_lengths(batch.reqs), now.device, now.dtype)
         self._constrain(batch.reqs, slots, states)
         if self.observers is not None:
             for req in batch.reqs:
@@ -298,6 +317,12 @@ class Runtime:
                 self._automaton.reset()
             self._automaton.load(slots, states)
         self.constrained.update(newly)
+
+
+def logical_lengths(reqs: Sequence[Any]) -> list[int]:
+    """What SGLang's `orig_seq_lens` counts in a prefill: the whole prompt from the first chunk on,
+    or everything up to the chunk's end where that is more."""
+    return [max(req.extend_end + req.memento.evicted, len(req.origin_input_ids)) for req in reqs]
 
 
 def _check_engine(scheduler: Any) -> None:

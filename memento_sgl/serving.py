@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+import threading
+from array import array
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, get_args
+
+import msgspec
 
 from memento_sgl.config import MementoConfig
 from memento_sgl.emission import resolve_structure
-from memento_sgl.environment import excluded_from_sglang, misses_forced
+from memento_sgl.environment import (
+    excluded_from_sglang,
+    extensions_folder,
+    misses_forced,
+    served_by_rust,
+)
 from memento_sgl.errors import ConfigError
+from memento_sgl.flags import check_flags, flag
 from memento_sgl.markers import resolve_markers
 from memento_sgl.radix_key import LONGEST
 from memento_sgl.request import Settings
@@ -22,33 +33,6 @@ RADIX_BACKEND = "memento"
 REASONING_PARSER = "memento"
 NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
 CHECKED_ATTENTION_BACKENDS = ("torch_native",)
-
-# Engine flags that block eviction does not support yet: attribute, allowed values, what it is.
-REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("speculative_algorithm", (None,), "speculative decoding"),
-    ("enable_hierarchical_cache", (False,), "the hierarchical cache"),
-    ("enable_lmcache", (False,), "LMCache"),
-    ("enable_flexkv", (False,), "FlexKV"),
-    ("enable_hisparse", (False,), "hierarchical sparse attention"),
-    ("enable_unified_memory", (False,), "the unified memory pool"),
-    ("disaggregation_mode", ("null",), "prefill/decode disaggregation"),
-    ("enable_mixed_chunk", (False,), "mixed chunked prefill"),
-    ("enable_streaming_session", (False,), "streaming sessions"),
-    ("enable_session_radix_cache", (False,), "the session radix cache"),
-    ("strip_thinking_cache", (False,), "--strip-thinking-cache"),
-    ("dcp_size", (1,), "decode context parallelism"),
-    ("pp_size", (1,), "pipeline parallelism"),
-    ("attn_dp_size", (1, None), "data-parallel attention"),
-    ("enable_two_batch_overlap", (False,), "two-batch overlap"),
-    ("enable_pdmux", (False,), "prefill/decode multiplexing"),
-    ("enable_deterministic_inference", (False,), "deterministic inference"),
-    ("enable_dynamic_chunking", (False,), "dynamic chunking"),
-    ("dllm_algorithm", (None,), "diffusion language models"),
-    ("is_embedding", (False,), "embedding models"),
-    ("tokenizer_worker_num", (1,), "more than one tokenizer worker"),
-    ("encoder_only", (False,), "an encoder-only server"),
-    ("use_ray", (False,), "Ray actors for schedulers"),
-)
 
 # Attribute of SGLang's ModelConfig: what a model that has it would need.
 REFUSED_MODELS = (
@@ -148,12 +132,17 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         )
     if misses_forced():
         raise ConfigError("memento does not support SGLANG_RADIX_FORCE_MISS: unset it")
+    if served_by_rust():
+        raise ConfigError(
+            "memento does not support SGLANG_RUST_SERVER, which goes around the checks of "
+            "requests: unset it"
+        )
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 
     record = server_args
     record.resolve_once()
     server_args = resolving_view(record)
-    _refuse(server_args)
+    refuse_flags(record, server_args)
     model = model_config_of(record)
     refuse_model(model)
     if not server_args.disable_radix_cache:
@@ -223,15 +212,49 @@ def make_radix_cache(context: Any) -> Any:
     settings = settings_of(context.server_args)
     if settings is None:
         raise ConfigError("--radix-cache-backend memento needs --enable-memento")
+    if context.params.enable_kv_cache_events:
+        with saying_what_it_waits_for("the hashes of KV events: a C++ extension is being built"):
+            load_hashes()
     return PrunableRadixCache(context.params, settings.markers)
 
 
-def _refuse(server_args: Any) -> None:
-    for attribute, allowed, what in REFUSED:
-        value = getattr(server_args, attribute)
-        if value not in allowed:
-            raise ConfigError(f"memento does not support {what} yet ({attribute}={value!r})")
-    if server_args.chunked_prefill_size is not None and server_args.chunked_prefill_size <= 0:
+def load_hashes() -> None:
+    """Build or load SGLang's extension that names pages in KV events, now rather than when the
+    first request ends."""
+    from sglang.srt.mem_cache.cpp_utils.native_hash import get_native_hash
+
+    get_native_hash(array("q", [0]), None)
+
+
+@contextmanager
+def saying_what_it_waits_for(what: str, seconds: float = 3.0) -> Iterator[None]:
+    """Log a line if what is inside takes longer than `seconds`."""
+    folder = extensions_folder()
+    timer = threading.Timer(
+        seconds,
+        logger.warning,
+        ("memento: the start waits for %s (or another process builds it, in %s)", what, folder),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def refuse_flags(given: Any, settled: Any) -> None:
+    """Raise ConfigError for a flag that is not supported; name those that nobody has checked.
+
+    Args:
+        given: the record of server arguments, as it was written.
+        settled: its view after SGLang has filled in its choices.
+    """
+    defaults = {field.name: field.default for field in msgspec.structs.fields(type(given))}
+    if unchecked := check_flags(given, settled, defaults):
+        names = ", ".join(map(flag, unchecked))
+        logger.warning("memento: not checked with block eviction, see docs/flags.md: %s", names)
+    if settled.chunked_prefill_size is not None and settled.chunked_prefill_size <= 0:
         raise ConfigError(
             "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
         )

@@ -45,7 +45,7 @@ def full_names_only(parser: argparse.ArgumentParser) -> None:
     def matching(text: str) -> list[Any]:
         return [match for match in matches(text) if not match[1].startswith(OURS)]
 
-    parser._get_option_tuples = matching  # type: ignore
+    vars(parser)["_get_option_tuples"] = matching
 
 
 def listed() -> dict[str, Any]:

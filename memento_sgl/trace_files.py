@@ -70,11 +70,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def count_rows(files: Sequence[Path]) -> int | None:
-    """Rows of files for a progress bar; None when that takes reading them all.
-
-    Raises:
-        DataError: a Parquet file that cannot be read.
-    """
+    """Rows of files for a progress bar; None when that takes reading them all."""
     total = 0
     for file in files:
         if file == STDIN:

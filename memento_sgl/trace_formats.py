@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from memento_sgl.chat_template import chat_environment
 from memento_sgl.errors import DataError
 from memento_sgl.machine import Block, Eviction
+from memento_sgl.recorder import read_records
 from memento_sgl.rollout import RolloutRecord
 from memento_sgl.templates import template
 
@@ -127,7 +128,7 @@ def _generated(row: Mapping[str, Any], name: str) -> list[Trace]:
 
 def _openai(row: Mapping[str, Any], name: str) -> list[Trace]:
     """An OpenAI chat or text completion, one trace per choice; it does not hold its prompt."""
-    records = (row.get("metadata") or {}).get("memento") or [None] * len(row["choices"])
+    records = read_records(row.get("metadata")) or [None] * len(row["choices"])
     prompt, several = row["usage"]["prompt_tokens"], len(row["choices"]) > 1
     length = None if several else prompt + row["usage"]["completion_tokens"]
     traces = []

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,14 @@ TIE = 5e-4
 os.environ["MEMENTO_CONFIG"] = os.devnull  # not the user's own
 os.environ.pop("MEMENTO_BASE_URL", None)
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """C++ extensions are built in a folder of this run: a lock that a killed process left in the
+    user's own would be waited for without end."""
+    folder = tempfile.TemporaryDirectory(prefix="memento-extensions-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
 
 
 # Prompt ids, tokens to generate, per-request options.

@@ -169,6 +169,18 @@ class Trainer:
         raise AssertionError(f"{len(closest)} tokens wrong, {options}: {closest[:3]}")
 
 
+def trainer_of(server: Served, folder: Path) -> Trainer:
+    """Weights "A" are those that the server started with, "B" others, written to `folder`."""
+    import torch
+    from models import build_model
+    from transformers import AutoModelForCausalLM
+
+    build_model(folder, seed=1)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    folders = {"A": server.folder, "B": folder}
+    return Trainer(server, folders, {"A": server.model, "B": model})
+
+
 def _alone(model: Any, tokens: Sequence[int], evictions: Any) -> Any:
     from memento_sgl.reference import masked_logits
 

@@ -43,3 +43,9 @@ class Reasoning:
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     output_ids: tuple[int, ...] | None = field(default=None, repr=False)
+
+    def _repr_html_(self) -> str:
+        """Shown by notebooks."""
+        from memento_frontend.html import reasoning_html
+
+        return reasoning_html(self)

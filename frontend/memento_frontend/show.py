@@ -15,7 +15,7 @@ from memento_frontend import events as e
 from memento_frontend.gauge import KvGauge
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # could steer the terminal
-BAR = 40  # characters
+BAR, LEAST_BAR = 40, 10  # characters
 
 
 class View:
@@ -75,7 +75,8 @@ class LiveView(View):
         if self._finished and self._done is not None:
             lines = [self._line(part) for part in self._finished if not part.folded]
             end = Text(f"{ending(self._done)}; {kv_line(self._gauge, self._done)}", "dim")
-            self._console.print(self._panel([*lines, gauge_line(self._gauge), end]))
+            gauge = gauge_line(self._gauge, self._console.width - 4)
+            self._console.print(self._panel([*lines, gauge, end]))
 
     def add(self, event: e.Event, gauge: KvGauge) -> None:
         self._gauge = gauge
@@ -111,7 +112,7 @@ class LiveView(View):
         room = rows - len(written)
         if len(lines) > room:
             lines[:-room] = [Text(f"... {len(lines) - room} earlier", style="dim")]
-        return self._panel([*lines, *written, gauge_line(self._gauge)])
+        return self._panel([*lines, *written, gauge_line(self._gauge, self._console.width - 4)])
 
     def _panel(self, lines: list[Text]) -> Panel:
         return Panel(Group(*lines), title=Text(self._title), title_align="left")
@@ -196,21 +197,25 @@ def _written(part: Part, *, note: str = "", tail: int | None = None) -> Text:
     return Text.assemble((f"{part.label:<10} {note}", "dim"), (text, styles.get(part.kind, "dim")))
 
 
-def gauge_line(gauge: KvGauge) -> Text:
+def gauge_line(gauge: KvGauge, width: int) -> Text:
     """KV tokens held now as a bar, the peak as a mark, scaled to what would be held without
-    eviction."""
+    eviction. Where `width` columns are too few for both, the bar comes without words."""
     if gauge.now is None or gauge.peak is None or gauge.without is None:
         return Text("KV tokens  not known: the server does not count while it streams", "dim")
-    scale = BAR / max(1, gauge.without)
-    now, peak = round(gauge.now * scale), min(BAR - 1, round(gauge.peak * scale))
-    cells = ["█" if cell < now else "░" for cell in range(BAR)]
-    cells[peak] = "▏" if peak >= now else "█"
     about = "" if gauge.exact else "~"
-    return Text.assemble(
-        ("KV tokens  ", "dim"),
-        ("".join(cells), "cyan"),
-        f" {about}{gauge.now} now, peak {about}{gauge.peak}, without eviction {gauge.without}",
-    )
+    words = f"{about}{gauge.now} now, peak {about}{gauge.peak}, without eviction {gauge.without}"
+    label = "KV tokens  "
+    room = width - len(label) - 1
+    if room - len(words) < LEAST_BAR:
+        words = f"{about}{gauge.now}/{gauge.without}"
+    if room - len(words) < LEAST_BAR:
+        label, room = "", width - 1
+    bar = max(LEAST_BAR, min(BAR, room - len(words)))
+    scale = bar / max(1, gauge.without)
+    now, peak = round(gauge.now * scale), min(bar - 1, round(gauge.peak * scale))
+    cells = ["█" if cell < now else "░" for cell in range(bar)]
+    cells[peak] = "▏" if peak >= now else "█"
+    return Text.assemble((label, "dim"), ("".join(cells), "cyan"), f" {words}")
 
 
 def ending(done: e.Done) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 
 from memento_frontend.client import told_options
+from memento_sgl.address import api_root, server_root
 from memento_sgl.errors import ConfigError
 from memento_sgl.ui.about import LOADS, Kind, describe, load
 from memento_sgl.ui.relay import Answer
@@ -55,12 +55,8 @@ class Upstream:
         model: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--base-url {base_url!r}: expected http://HOST:PORT")
-        given = base_url.rstrip("/").removesuffix("/chat/completions")
-        self.root = given.removesuffix("/v1")
-        self._api = given if urlsplit(given).path else f"{given}/v1"
+        self.root = server_root(base_url)
+        self._api = api_root(base_url)
         self._model = model
         self._tells_stats: str | None = f"{self.root}{PATH}/stats"
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}

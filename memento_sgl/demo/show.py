@@ -21,6 +21,7 @@ from memento_sgl.accounting import kv_curve
 from memento_sgl.demo.server import running_server, serve_command
 from memento_sgl.demo.task import Problem, held_out
 from memento_sgl.machine import Eviction
+from memento_sgl.recorder import read_records
 
 PART = re.compile(
     r"<\|block_start\|>(?P<block>.*?)(?:<\|block_end\|>|$)"
@@ -96,7 +97,7 @@ def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
                 thought += choice.delta.model_extra.get("reasoning_content") or ""
                 answer += choice.delta.content or ""
                 live.update(_view(problem, thought, answer))
-    (record,) = metadata["memento"]
+    (record,) = read_records(metadata) or ()
     solved = Solved(problem, answer, record, usage.prompt_tokens, usage.completion_tokens)
     console.print(_view(problem, thought, answer, solved))
     return solved

@@ -26,7 +26,7 @@ VISIBLE = [
 ]
 UNKNOWN = "\ufffd"
 CHARACTERS = ["\n", *(chr(code) for code in range(32, 127)), UNKNOWN]
-LIMIT = f"""{{#- Groups of up to {MAX_DIGITS} digits were learned, longer ones would be wrong. -#}}
+LIMIT = f"""{{#- Groups of up to {MAX_DIGITS} digits were learned: longer ones get wrong sums. -#}}
 {{%- set asked = messages[-1].content if messages else '' -%}}
 {{%- for word in (asked if asked is string else '').split() -%}}
 {{%- if word[1:].isdigit() and word | length > {MAX_DIGITS + 1} -%}}

@@ -128,17 +128,20 @@ def batches(
 
 
 def run_stage(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, *, masked: bool
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    *,
+    masked: bool,
+    peak: float = PEAK_RATE,
 ) -> float:
-    """Train for `steps` steps; returns the seconds it took."""
+    """Train for `steps` steps; `peak` is the highest learning rate. Returns the seconds it took."""
     name = "stage 2 (Memento mask)" if masked else "stage 1 (full attention)"
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01)
     started = time.monotonic()
     model.train()
     for step, batch in enumerate(batches(SEED + masked, steps, tokenizer, masked)):
-        rate = PEAK_RATE * min(1.0, (step + 1) / WARMUP)
+        rate = peak * min(1.0, (step + 1) / WARMUP)
         rate *= 0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -176,6 +179,7 @@ def main(
     steps2: int = typer.Option(5000, help="Steps of stage 2."),
     threads: int = typer.Option(2, help="CPU threads."),
     resume: bool = typer.Option(False, help="Take stage 1 from OUT/stage1 if it is there."),
+    rate: float = typer.Option(PEAK_RATE, help="Highest learning rate of stage 2."),
     start: Path | None = typer.Option(
         None, help="Only stage 2, from this checkpoint: for another wording of the question."
     ),
@@ -203,7 +207,7 @@ def main(
             "mask_delimiters": False,
         }
         save(model, tokenizer, first, record)
-    seconds = run_stage(model, tokenizer, steps2, masked=True)
+    seconds = run_stage(model, tokenizer, steps2, masked=True, peak=rate)
     record["steps"].append(steps2)
     record["seconds"].append(round(seconds))
     save(model, tokenizer, out, record)

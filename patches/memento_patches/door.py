@@ -35,11 +35,8 @@ from memento_sgl.door import (
     check_session,
 )
 from memento_sgl.errors import RequestError
-from memento_sgl.request import check_options
+from memento_sgl.request import check_options, has_grammar
 from memento_sgl.serving import settings_of
-
-GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
-"""Sampling parameters that constrain the output."""
 
 DERIVED = {
     "stop_strs",
@@ -140,8 +137,9 @@ def check_tokenized(tokenized: Any, manager: Any, obj: Any, *_args: Any, **_kwar
     if not isinstance(tokenized, TokenizedGenerateReqInput):
         return
     params, prompt = tokenized.sampling_params, tokenized.input_ids
+    session = tokenized.session_params is not None
     if prompt is not None:
-        if not prompt and tokenized.session_params is None:
+        if not prompt and not session:
             raise RequestError("the prompt has no tokens")
         check_ids("the prompt", prompt, manager.model_config.vocab_size)
     if (code := tokenized.custom_logit_processor) is not None:
@@ -150,10 +148,10 @@ def check_tokenized(tokenized: Any, manager: Any, obj: Any, *_args: Any, **_kwar
     assert settings is not None
     check_options(
         params.custom_params,
-        prompt if prompt is not None else (),
+        None if session else prompt or (),
         settings,
         input_logprobs=bool(tokenized.return_logprob) and tokenized.logprob_start_len != -1,
-        grammar=any(getattr(params, kind) for kind in GRAMMARS) and not obj.require_reasoning,
+        grammar=has_grammar(params, require_reasoning=obj.require_reasoning),
     )
     _check_wire(tokenized)
 

@@ -28,13 +28,16 @@ def around_validate_input_length(
 ) -> str | None:
     """A prompt whose finished blocks make it fit is accepted."""
     state = runtime.current()
-    if not state.lengthens(req):
-        return original(req, max_req_input_len, allow_auto_truncate)
-    length = len(req.origin_input_ids)
-    error = original(req, state.longest_prompt, allow_auto_truncate)
+    lengthens, length = state.lengthens(req), len(req.origin_input_ids)
+    most = state.longest_prompt if lengthens else max_req_input_len
+    error = original(req, most, allow_auto_truncate)
     if len(req.origin_input_ids) < length:
         req.memento = state.new_request(req)
-    if error is None and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.pool_size:
+    if (
+        lengthens
+        and error is None
+        and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.pool_size
+    ):
         error = too_long_message(req.memento, (), state.pool_size)
     return error
 

@@ -16,6 +16,10 @@ def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
     req.memento = runtime.current().new_request(req, probe=is_health_check_generate_req(req))
 
 
+def after_set_finish_with_abort(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
+    req.memento = runtime.current().without_prompt(req)
+
+
 def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
     if req.memento.evicted == 0:
         original(req)
@@ -33,6 +37,8 @@ def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
 
 def after_reset_for_retract(_result: None, req: Any) -> None:
     runtime.current().forget(req)
+    if req.input_embeds is not None:  # what it wrote is dropped, and written again
+        req.memento = runtime.current().new_request(req)
     # Upstream appends to the fill ids where it can; visible ones are no base for that.
     req.full_untruncated_fill_ids = array("q")
 

@@ -18,15 +18,13 @@ def render_card(name: str, summary: Mapping[str, Any], files: Sequence[Path], fo
     """Text of the card for files that lie under `folder`. `summary` is `Stats.summary()`."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = _figure
-    written: dict[str, str] = {}  # configuration to its file, Parquet where there is both
-    for file in sorted(file for file in files if file.parent.name in CONFIGS):
-        written[file.parent.name] = file.relative_to(folder).as_posix()
+    written = {file.relative_to(folder).parts[0] for file in files if file.suffix == ".parquet"}
     size = next((label for limit, label in _SIZES if summary["rows"] < limit), "n>1M")
     return environment.from_string(template("dataset_card.md")).render(
         name=name,
         size=size,
         stats=summary,
-        configs={config: written[config] for config in CONFIGS if config in written},
+        configs=[config for config in CONFIGS if config in written],
         baseline="rules" in summary["made_by"],
     )
 

@@ -97,6 +97,10 @@ def report(
     folder: Annotated[Path, Argument(metavar="DIR", help="What `memento convert --out` made.")],
     traces: Annotated[int, Option("--traces", help="Traces to browse, at most.", min=0)] = 50,
     out: Annotated[Path | None, Option("--out", "-o", help="Default: DIR/report.html.")] = None,
+    facts: Annotated[
+        Path | None,
+        Option("--facts", help='JSONL of {"id", "facts"}: how many the mementos keep.'),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     from rich.console import Console
@@ -106,7 +110,7 @@ def report(
     from memento_pipeline.report import write_report
 
     with exit_codes():
-        path = write_report(folder, out or folder / "report.html", traces)
+        path = write_report(folder, out or folder / "report.html", traces, facts)
     if not quiet:
         Console(soft_wrap=True, highlight=False).print(f"wrote {escape(str(path))}")
 

@@ -71,7 +71,9 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
     preview: int | None = values["preview"]
     this_run = options.model_copy(update={"limit": preview}) if preview else options
     total = _total(this_run)
-    if total == 0:
+    # A shard may be empty, the input may not; some kinds of files tell only when they are read.
+    unknown = total is None and options.shard.parts == 1
+    if total == 0 or (unknown and next(iter(rows(this_run)), None) is None):
         named = ", ".join(str(path) for path in options.inputs)
         raise DataError(f"{named}: no rows, there is nothing to convert")
     with Store(options.out, settings, redo=redo) as store:

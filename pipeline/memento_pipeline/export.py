@@ -3,8 +3,8 @@
     FOLDER/default/train.{jsonl,parquet}     problem, response, domain, source, difficulty
     FOLDER/full/train.{jsonl,parquet}        + sentences, blocks, block_summaries
     FOLDER/extras/train.{jsonl,parquet}      one row per row above, same order: ids, offsets, scores
-    FOLDER/chat/train.jsonl                  id, text: what a trainer tokenizes
-    FOLDER/messages/train.jsonl              id, messages: for trainers with a template of their own
+    FOLDER/chat/train.{jsonl,parquet}        id, text: what a trainer tokenizes
+    FOLDER/messages/train.{jsonl,parquet}    id, messages: for trainers that apply a template
     FOLDER/tokenized/train.parquet           with a tokenizer: see `tokenize`
     FOLDER/rejected.jsonl                    traces without a row, with the reason
     FOLDER/stats.json, FOLDER/README.md      sums, dataset card
@@ -76,6 +76,17 @@ _EXTRAS = pa.schema(
         ("provenance", pa.string()),  # JSON
     ]
 )
+_CHAT = pa.schema([("id", pa.string()), ("text", pa.string())])
+_TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+_MESSAGES = pa.schema([("id", pa.string()), ("messages", pa.list_(_TURN))])
+_TABLES = {
+    "default": _DEFAULT,
+    "full": _FULL,
+    "extras": _EXTRAS,
+    "chat": _CHAT,
+    "messages": _MESSAGES,
+}
+"""Folders to their columns. All are Parquet too: `datasets` reads one format per repository."""
 
 
 class ExportOptions(Record):
@@ -136,11 +147,9 @@ def write_outputs(
 
 
 def _sinks(folder: Path, tokenizer: RowTokenizer | None) -> Iterable[tuple[str, Sink]]:
-    for name, schema in (("default", _DEFAULT), ("full", _FULL), ("extras", _EXTRAS)):
+    for name, schema in _TABLES.items():
         yield f"{name}.jsonl", JsonlSink(folder / name / "train.jsonl")
         yield f"{name}.parquet", ParquetSink(folder / name / "train.parquet", schema)
-    for name in ("chat", "messages"):
-        yield name, JsonlSink(folder / name / "train.jsonl")
     if tokenizer is not None:
         yield "tokenized", ParquetSink(folder / "tokenized" / "train.parquet", TOKENIZED_SCHEMA)
     yield "rejected", JsonlSink(folder / "rejected.jsonl")
@@ -157,14 +166,19 @@ def _write_row(
     full = assembled.row.model_dump(mode="json")
     default = {name: full[name] for name in _DEFAULT.names}
     extras = _extras(done, assembled)
-    for name, row in (("default", default), ("full", full), ("extras", extras)):
-        sinks[f"{name}.jsonl"].write(row)
-        sinks[f"{name}.parquet"].write(row)
     prompt, response = template.render(full["problem"], full["response"])
-    sinks["chat"].write({"id": done.trace.id, "text": prompt + response})
     turns = zip(("user", "assistant"), (full["problem"], full["response"]), strict=True)
     messages = [{"role": role, "content": content} for role, content in turns]
-    sinks["messages"].write({"id": done.trace.id, "messages": messages})
+    rows = {
+        "default": default,
+        "full": full,
+        "extras": extras,
+        "chat": {"id": done.trace.id, "text": prompt + response},
+        "messages": {"id": done.trace.id, "messages": messages},
+    }
+    for name, row in rows.items():
+        sinks[f"{name}.jsonl"].write(row)
+        sinks[f"{name}.parquet"].write(row)
     if tokenizer is not None:
         tokens = tokenizer.tokenize(full["problem"], full["response"], assembled.blocks)
         sinks["tokenized"].write({"id": done.trace.id, **tokens._asdict()})

@@ -10,7 +10,7 @@ from memento_pipeline.prompts import score_prompt, system_prompt
 from memento_pipeline.read import why_filtered
 from memento_pipeline.records import Rejected, Sentences, Trace
 from memento_pipeline.rules import forced_scores
-from memento_pipeline.score import calls_for, parts
+from memento_pipeline.score import calls_for, passes
 from memento_pipeline.split import split
 from memento_pipeline.summarize import WHOLE
 from memento_pipeline.tokens import TokenCounter, count
@@ -19,7 +19,7 @@ BLOCK_TOKENS = 1150  # of an average block (paper, section 2)
 REFINED = 0.72  # of the mementos fail the first judgement (paper, section 2)
 TOKENS_PER_GRADE = 6  # `"123": 1, `
 TOKENS_PER_JUDGEMENT = 90
-TASK_TOKENS = 550  # of a user message beside blocks and mementos
+TASK_TOKENS = 350  # of a user message beside blocks and mementos
 
 
 class Plan(NamedTuple):
@@ -68,18 +68,17 @@ def _scoring(
     forced = forced_scores(trace.thought, sentences)
     unknown = [forced.boundaries[position] for position in forced.unknown]
     tokens = 0
-    for window in filter(None, (options.score.window, options.score.second_window)):
-        for part in parts(unknown, window * options.score.windows_per_call):
-            tokens += count(
-                counter,
-                score_prompt("", trace.thought, sentences, part, problem=trace.problem).user,
-            )
+    for part in (part for one in passes(unknown, options.score) for part in one):
+        tokens += count(
+            counter,
+            score_prompt("", trace.thought, sentences, part, problem=trace.problem).user,
+        )
     calls = calls_for(len(unknown), options.score)
-    passes = 2 if options.score.second_window else 1
+    times = 2 if options.score.second_window else 1
     return Plan(
         calls=calls,
         prompt_tokens=tokens + calls * system,
-        completion_tokens=len(unknown) * TOKENS_PER_GRADE * passes,
+        completion_tokens=len(unknown) * TOKENS_PER_GRADE * times,
     )
 
 

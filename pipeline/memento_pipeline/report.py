@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from memento_pipeline._charts import Chart, histogram
 from memento_pipeline._sinks import write_whole
 from memento_pipeline._tally import Tally
+from memento_pipeline.quality import Recall, read_reference
 from memento_pipeline.records import Converted, Memento
 from memento_pipeline.results import converted
 from memento_pipeline.schema import Paid
@@ -61,24 +62,31 @@ class Sample(Generic[T]):
         return [item for _, item in sorted(self._kept, key=lambda kept: kept[0])]
 
 
-def write_report(folder: Path, out: Path, traces: int) -> Path:
+def write_report(folder: Path, out: Path, traces: int, facts: Path | None = None) -> Path:
     """Write the report of a work folder to `out`, with at most `traces` traces to browse.
+
+    Args:
+        facts: a reference (see `quality`), for the recall of facts in mementos.
 
     Raises:
         StoreError: the folder is in use, damaged or no work folder.
-        ConfigError: no trace is finished yet.
+        ConfigError: no trace is finished yet, or the reference does not fit.
     """
+    recall = Recall(read_reference(facts)) if facts is not None else None
     tally, sample = Tally(), Sample[Converted](traces)
     with Store(folder, create=False) as store:
         for done in converted(store):
             tally.add(done)
+            if recall is not None:
+                recall.add(done)
             sample.offer(done)
         counts, bill, settings = store.counts(), store.bill(), store.settings
         for bad in store.rejected():
             tally.reasons["rejected", reason_kind(bad.reason)] += 1
     if not sum(counts.values()):
         raise ConfigError(f"{folder} holds no traces yet: run `memento convert` first")
-    write_whole(out, render(folder.resolve().name, tally, sample, counts, bill, settings))
+    page = render(folder.resolve().name, tally, sample, counts, bill, settings, recall)
+    write_whole(out, page)
     return out
 
 
@@ -89,6 +97,7 @@ def render(
     counts: Mapping[str, int],
     bill: Sequence[Paid],
     settings: Mapping[str, Any],
+    recall: Recall | None = None,
 ) -> str:
     """The page."""
     shown = [browsed(done) for done in sample.items]
@@ -110,6 +119,7 @@ def render(
         settings=json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True),
         unreported=tally.unreported_traces,
         pass_score=f"{PASS_SCORE:g}",
+        recall=recall,
     )
 
 
@@ -223,11 +233,14 @@ def _short(text: str) -> str:
 
 def _priced(paid: Paid) -> dict[str, str]:
     dollars = UNKNOWN if paid.dollars is None else f"${paid.dollars:,.4f}"
+    tokens = _partly(_figure(paid.prompt_tokens), paid.unreported)
+    if paid.cached_tokens is not None:
+        tokens += f" ({paid.cached_tokens:,} cached)"
     return {
         "stage": paid.stage,
         "model": paid.model,
         "answers": f"{paid.answers:,}",
-        "prompt_tokens": _partly(_figure(paid.prompt_tokens), paid.unreported),
+        "prompt_tokens": tokens,
         "completion_tokens": _partly(_figure(paid.completion_tokens), paid.unreported),
         "dollars": _partly(dollars, paid.unpriced),
     }
@@ -245,7 +258,7 @@ def total(bill: Iterable[Paid]) -> dict[str, str]:
     parts = list(bill)
     tokens = [
         [value for paid in parts if (value := getattr(paid, name)) is not None]
-        for name in ("prompt_tokens", "completion_tokens", "dollars")
+        for name in ("prompt_tokens", "completion_tokens", "dollars", "cached_tokens")
     ]
     return _priced(
         Paid(
@@ -257,6 +270,7 @@ def total(bill: Iterable[Paid]) -> dict[str, str]:
             sum(paid.unreported for paid in parts),
             sum(tokens[2]) if tokens[2] else None,
             sum(paid.unpriced for paid in parts),
+            sum(tokens[3]) if tokens[3] else None,
         )
     )
 

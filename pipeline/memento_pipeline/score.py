@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from pydantic import Field
@@ -33,10 +34,20 @@ def calls_for(boundaries: int, options: ScoreOptions) -> int:
     return sum(-(-boundaries // (w * options.windows_per_call)) for w in windows if w)
 
 
-def parts(boundaries: Sequence[int], most: int) -> list[Sequence[int]]:
-    """One call's boundaries each. Full ones first: the first call's text is the start of all
-    later questions about the trace, and the more of it a prefix cache has read, the better."""
-    return [boundaries[start : start + most] for start in range(0, len(boundaries), most)]
+def passes(boundaries: Sequence[int], options: ScoreOptions) -> list[list[Sequence[int]]]:
+    """One call's boundaries each, by pass.
+
+    Full calls first: the first call's text is the start of all later questions about the trace, and
+    the more of it a prefix cache has read, the better. The second pass is divided evenly, so that
+    no question of it is one of the first.
+    """
+    most = options.window * options.windows_per_call
+    first = [boundaries[start : start + most] for start in range(0, len(boundaries), most)]
+    if not options.second_window:
+        return [first]
+    count = -(-len(boundaries) // (options.second_window * options.windows_per_call))
+    edges = [len(boundaries) * part // max(count, 1) for part in range(count + 1)]
+    return [first, [boundaries[a:b] for a, b in pairwise(edges)]]
 
 
 async def score_boundaries(
@@ -53,9 +64,11 @@ async def score_boundaries(
         AnswerError, EndpointError, StoppedError: no grade is made up, the stage is not done.
     """
     unknown = [forced.boundaries[position] for position in forced.unknown]
-    passes = [w for w in (options.window, options.second_window) if w]
     graded = await all_of(
-        [_one_pass(trace, sentences, unknown, llm, meter, options, window) for window in passes]
+        [
+            _one_pass(trace, sentences, calls, llm, meter, options)
+            for calls in passes(unknown, options)
+        ]
     )
     scores: list[float | None] = list(forced.scores)
     decided = list(forced.decided_by)
@@ -71,11 +84,10 @@ async def score_boundaries(
 async def _one_pass(
     trace: Trace,
     sentences: Sentences,
-    boundaries: Sequence[int],
+    calls: Sequence[Sequence[int]],
     llm: PaidLlm,
     meter: Meter,
     options: ScoreOptions,
-    window: int,
 ) -> dict[int, int]:
     def prompt(wanted: Sequence[int], note: str, attempt: int) -> Prompt:
         return score_prompt(
@@ -89,6 +101,5 @@ async def _one_pass(
         )
 
     ask: Any = partial(ask_items, llm, meter, tries=options.tries)
-    calls = parts(boundaries, window * options.windows_per_call)
     answers = await all_of([ask(part, make_prompt=prompt, parse=parse_scores) for part in calls])
     return {item: grade for answer in answers for item, (grade, _) in answer.items()}

@@ -1,7 +1,8 @@
-"""The examples of docs/programs.md, run as they stand there."""
+"""The programs of docs/programs.md, README.md and examples/, run as they stand there."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "programs.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"<!-- tested -->\n```python\n(.*?)```", PAGE, re.DOTALL)
 ADDRESS = "http://127.0.0.1:30000"
 
@@ -52,6 +54,46 @@ def test_the_examples_work(server: Served, tmp_path: Path, number: int, said: st
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
     assert len(EXAMPLES) == 4
+
+
+def test_the_readmes_client(server: Served, tmp_path: Path) -> None:
+    code, _ = re.findall(r"<!-- tested -->\n```python\n(.*?)```", README, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(ADDRESS, server.url)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The total is 22.\n[{'blocks': 2, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("ask.py", "The total is 32."),
+        ("stream.py", "The total is 32."),
+        ("many.py", "right"),
+        ("notebook.ipynb", "with eviction"),
+    ],
+)
+def test_the_programs_of_examples(server: Served, tmp_path: Path, name: str, said: str) -> None:
+    code = (ROOT / "examples" / name).read_text(encoding="utf-8")
+    if name.endswith(".ipynb"):
+        cells = [cell for cell in json.loads(code)["cells"] if cell["cell_type"] == "code"]
+        code = "\n".join("".join(cell["source"]) for cell in cells)
+        code += "\nprint(found._repr_html_())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"MEMENTO_BASE_URL": server.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
 
 
 def test_the_pages_options_exist() -> None:

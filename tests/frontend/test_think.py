@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from memento_frontend import events as e
 from memento_frontend.gauge import KvGauge
-from memento_frontend.show import LiveView
+from memento_frontend.show import LiveView, gauge_line
 from plain_server import KEY, plain_server
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -81,11 +81,21 @@ def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
         view.add(e.BlockAbandoned("", number + 1), gauge)
 
 
+@pytest.mark.parametrize("width", [24, 40, 60, 80, 200])
+def test_the_gauge_is_one_line_in_every_terminal(width: int) -> None:
+    for gauge in (KvGauge(1234, 2345, 4567), KvGauge(1, 1, 1, exact=True), KvGauge(0, 9, 123456)):
+        drawn = io.StringIO()
+        Console(file=drawn, width=width).print(gauge_line(gauge, width))
+        assert drawn.getvalue().count("\n") == 1, drawn.getvalue()
+        assert str(gauge.without) in drawn.getvalue()
+        assert drawn.getvalue().count("█") + drawn.getvalue().count("░") >= 9
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--base-url", f"http://127.0.0.1:{free_port()}/v1"], 1, "start a server"),
-        (["--base-url", "127.0.0.1:30000"], 2, "expected http://HOST:PORT/v1"),
+        (["--base-url", "127.0.0.1:30000"], 2, "expected http://HOST:PORT"),
         (["--base-url", "URL"], 2, "give --model, one of: a, b"),
         (["--base-url", "URL", "--model", "c"], 2, "'c' is not served there, but: a, b"),
         (["--base-url", "URL", "--model", "a", "--max-blocks", "3"], 1, "custom_params"),

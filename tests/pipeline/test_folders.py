@@ -90,6 +90,7 @@ def test_the_output_is_no_input(tmp_path: Path, out: str) -> None:
     for _ in range(2):
         done = convert(source, "--out", target)
         assert done.exit_code == 0, done.output
+        assert "output of runs is no input" in (target / "log.jsonl").read_text()
         assert ids(target) == ["a.jsonl"]
         assert len((target / "default/train.jsonl").read_text().splitlines()) == 1
 
@@ -126,6 +127,17 @@ def test_an_edited_row_replaces_the_old_one(tmp_path: Path) -> None:
     assert (row["problem"], extras["id"]) == ("Another problem.", "a.jsonl")
     assert json.loads(extras["provenance"])["edited"]
     assert "1 x edited" not in convert(source, "--out", out).output  # once
+
+
+def test_merging_again_takes_the_edited_row(tmp_path: Path) -> None:
+    source, shard, out = put(tmp_path / "in", "a.jsonl"), tmp_path / "shard", tmp_path / "all"
+    for problem in ("Solve a.jsonl.", "Another problem."):
+        edit(source / "a.jsonl", problem=problem)
+        convert(source, "--out", shard)
+        done = CliRunner().invoke(app, ["merge", str(shard), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        (row,) = (json.loads(line) for line in (out / "default/train.jsonl").open())
+        assert row["problem"] == problem
 
 
 def test_the_same_id_in_another_file_is_another_trace(tmp_path: Path) -> None:

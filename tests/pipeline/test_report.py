@@ -152,7 +152,7 @@ def test_status_reasons_and_bill(work: Path) -> None:
         f"${spent.dollars:,.4f}",
     ]
     stages = [row[0] for row in found.rows if len(row) == 6]
-    assert {"score", "summarize", "judge", "refine"} < set(stages)
+    assert {"score", "summarize", "review", "judge"} < set(stages)
 
 
 def test_browser_holds_every_trace_as_it_is(work: Path) -> None:

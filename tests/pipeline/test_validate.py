@@ -129,7 +129,7 @@ def validate(*arguments: object) -> Result:
 
 def test_command(work: Path, full: Row, tmp_path: Path) -> None:
     good = validate(work)
-    assert (good.exit_code, good.output) == (Exit.OK, "2 of 2 traces are valid, in 14 rows\n")
+    assert (good.exit_code, good.output) == (Exit.OK, "2 of 2 traces are valid, in 18 rows\n")
     bad = tmp_path / "[bold]bad.jsonl"  # no markup of the terminal's
     broken = full | {"response": full["response"].replace("</think>", "")}
     lines = [json.dumps(full), json.dumps(broken), "{torn"]
@@ -157,7 +157,7 @@ def test_a_trace_counts_once(work: Path, tmp_path: Path) -> None:
         first, *rest = file.read_text().splitlines()
         file.write_text("\n".join([first.replace("<|block_end|>", "", 1), *rest]) + "\n")
     said = validate(copy)
-    assert said.output.splitlines()[-1] == "1 of 2 traces are valid, in 14 rows"
+    assert said.output.splitlines()[-1] == "1 of 2 traces are valid, in 18 rows"
     assert said.output.count("markers do not form whole blocks") == 3
     file.write_text(file.read_text().splitlines()[1] + "\n")
     said = validate(copy)

@@ -202,50 +202,6 @@ def test_bad_flags(argv: list[str], message: str) -> None:
         parsed(*argv)
 
 
-# What a launch could ask for, and must not: engine flag, a value that asks for it.
-UNSUPPORTED: dict[str, object] = {
-    "speculative_algorithm": "EAGLE",
-    "enable_hierarchical_cache": True,
-    "enable_lmcache": True,
-    "enable_flexkv": True,
-    "enable_hisparse": True,
-    "enable_unified_memory": True,
-    "disaggregation_mode": "decode",
-    "enable_mixed_chunk": True,
-    "enable_streaming_session": True,
-    "enable_session_radix_cache": True,
-    "strip_thinking_cache": True,
-    "dcp_size": 2,
-    "pp_size": 2,
-    "attn_dp_size": 2,
-    "enable_two_batch_overlap": True,
-    "enable_pdmux": True,
-    "enable_deterministic_inference": True,
-    "enable_dynamic_chunking": True,
-    "dllm_algorithm": "any",
-    "is_embedding": True,
-    "tokenizer_worker_num": 2,
-    "encoder_only": True,
-    "use_ray": True,
-}
-
-
-@pytest.mark.parametrize("flag", UNSUPPORTED)
-def test_every_unsupported_engine_flag_is_refused(flag: str) -> None:
-    pytest.importorskip("sglang")
-    import msgspec
-    from sglang.srt.server_args import ServerArgs
-
-    from memento_sgl.serving import REFUSED, _refuse
-
-    assert {attribute for attribute, _, _ in REFUSED} == UNSUPPORTED.keys()
-    fields = {field.name: field.default for field in msgspec.structs.fields(ServerArgs)}
-    stock = {name: fields[name] for name in (*UNSUPPORTED, "chunked_prefill_size")}
-    _refuse(SimpleNamespace(**stock))
-    with pytest.raises(ConfigError, match=f"does not support .*{flag}="):
-        _refuse(SimpleNamespace(**stock | {flag: UNSUPPORTED[flag]}))
-
-
 def test_a_backend_that_takes_pages_is_refused_with_prefix_caching() -> None:
     pytest.importorskip("sglang")
     from memento_sgl.serving import refuse_pages, required_arguments

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from memento_sgl.automaton import EmissionAutomaton
@@ -72,6 +72,7 @@ def spell(tokens: list[int]) -> str:
     return "".join(names.get(token, "x") for token in tokens)
 
 
+@settings(deadline=None)
 @given(
     prompt=st.lists(TOKENS, max_size=12),
     ranking=st.lists(st.permutations(range(VOCABULARY)), max_size=50),
@@ -107,6 +108,7 @@ def test_the_device_follows_the_table(
 STRICT = re.compile(r"Tn{0,2}(B[xn]*bn{0,2}M[xn]*mn{0,2})*t[xn]*E?")
 
 
+@settings(deadline=None)
 @given(
     ranking=st.lists(st.permutations(range(VOCABULARY)), min_size=1, max_size=80),
     mode=st.sampled_from(MODES[2:]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +17,11 @@ import pytest
 pytest.importorskip("sglang")
 
 from memento_sgl.config import MementoConfig
+from memento_sgl.demo import MODEL_DIR
 from memento_sgl.errors import ConfigError
 
+ROOT = Path(__file__).parents[2]
+SNIPPET = re.compile(r"<!-- tested -->\n```python\n(.*?)```", re.DOTALL)
 SCRIPT = """
 import json, sys
 import memento_sgl
@@ -80,41 +85,55 @@ def test_offline_generation(checkpoint: Callable[[str], Path], tmp_path: Path) -
 @pytest.mark.server
 @pytest.mark.timeout(1200)
 def test_an_engine_in_a_ray_actor(checkpoint: Callable[[str], Path]) -> None:
-    """The actor of docs/scale.md."""
+    """The actor of docs/scale.md, as it stands there but for the GPU."""
     from conftest import random_jobs
 
     ray = pytest.importorskip("ray", reason="pip install 'memento-sgl[ray]'")
 
-    class Reasoner:
-        def __init__(self, model: str) -> None:
-            import memento_sgl
-
-            self.engine = memento_sgl.Engine(
-                model_path=model,
-                memento={"keep_last_n_blocks": 1},
-                device="cpu",
-                dtype="float32",
-                attention_backend="torch_native",
-                max_total_tokens=4000,
-            )
-
-        def generate(self, prompts: list[list[int]], tokens: int) -> Any:
-            sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-            return self.engine.generate(input_ids=prompts, sampling_params=sampling)
-
-        def stop(self) -> None:
-            self.engine.shutdown()
-
+    (code,) = SNIPPET.findall((ROOT / "docs" / "scale.md").read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    exec(code.replace("num_gpus=1", "num_cpus=1"), names)
+    options = {"dtype": "float32", "attention_backend": "torch_native", "max_total_tokens": 4000}
+    sampling = {"temperature": 0, "max_new_tokens": 150, "ignore_eos": True}
     folder = checkpoint("qwen3")
     prompts = [ids for ids, _, _ in random_jobs(8, seed=61)]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        actor = ray.remote(Reasoner).remote(str(folder))
-        answers = ray.get(actor.generate.remote(prompts, 150))
+        actor = names["Reasoner"].remote(str(folder), **options)
+        request = actor.generate.remote(input_ids=prompts, sampling_params=sampling)
+        answers = ray.get(request)
         ray.get(actor.stop.remote())
     finally:
         ray.shutdown()
     assert verify(folder, prompts, answers) > 1
+
+
+@pytest.mark.server
+def test_the_readmes_program(tmp_path: Path) -> None:
+    """As it stands in README.md, saved as a file, on this machine's device."""
+    _, code = SNIPPET.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    (tmp_path / "qwen3-memento").symlink_to(MODEL_DIR)
+    (tmp_path / "program.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "The total is" in done.stdout
+    assert done.stdout.strip().endswith(" 49")
+
+
+def test_an_engine_outside_the_main_guard_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process that SGLang starts, which imports the program again."""
+    import memento_sgl
+
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(SystemExit, match=r'if __name__ == "__main__":'):
+        memento_sgl.Engine(model_path=str(MODEL_DIR))
 
 
 def test_bad_options_raise_before_anything_starts() -> None:

@@ -14,8 +14,8 @@ from memento_sgl.config import MementoConfig, RequestOptions
 from memento_sgl.eviction import evict_prefix, rows_to_next_point
 from memento_sgl.machine import Eviction
 from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, Settings
-from memento_sgl.runtime import Runtime
+from memento_sgl.request import RequestState, Settings, check_options
+from memento_sgl.runtime import Runtime, logical_lengths
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 #         0  1  2  3  4  5  6  7
@@ -183,3 +183,81 @@ def test_the_automaton_rests_while_nobody_is_constrained() -> None:
     assert may_follow(2, 9, MARKERS.block_start, 9) == 10  # of the slot's earlier owner
     runtime.forget(again)
     assert runtime.automaton is None
+
+
+def test_the_length_of_a_prompt_with_evictions_is_counted_once() -> None:
+    """108 tokens are 108 whatever has left the row, in each segment."""
+    req = SimpleNamespace(origin_input_ids=[0] * 108, memento=SimpleNamespace(evicted=100))
+    for row_end in (4, 8):
+        req.extend_end = row_end
+        assert logical_lengths([req]) == [108]
+    req.extend_end = 18  # retracted after ten tokens of output
+    assert logical_lengths([req]) == [118]
+
+
+class Arriving:
+    """A request as SGLang has just made it."""
+
+    input_embeds = session = None
+    require_reasoning = False
+    rid = "r"
+
+    def __init__(self, prompt: list[int], **options: Any) -> None:
+        self.origin_input_ids, self.output_ids = array("q", prompt), array("q")
+        self.sampling_params = SimpleNamespace(
+            custom_params={"memento": options},
+            json_schema=None,
+            regex=None,
+            ebnf=None,
+            structural_tag=None,
+        )
+        self.refused = ""
+
+    def set_finish_with_abort(self, reason: str) -> None:
+        self.refused, self.origin_input_ids = reason, array("q", [0])
+
+
+def test_a_session_is_checked_where_its_joined_prompt_is_known() -> None:
+    config = MementoConfig(enable=True, mask_delimiters=False)
+    runtime = Runtime(Settings(config, MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 10)))
+    strict = {"constrain": "strict"}
+    turn, rest = [5, 7], [9, 9]
+    for prompt, options, says in (
+        ([*turn, *rest], strict, ""),
+        ([*turn, *rest, 6], strict, "inside an assistant turn"),
+        (turn, {"assistant_start": 3}, "behind the prompt"),
+        ([*turn, *rest], {"assistant_start": 3}, ""),
+        (turn, {"max_blocks": 1}, "needs constrain=strict"),
+    ):
+        req = Arriving(prompt, **options)
+        req.session = object()  # type: ignore[assignment]
+        state = runtime.new_request(req)
+        assert says in req.refused, (prompt, options)
+        assert bool(req.refused) == bool(says)
+        assert state.prompt_len == len(req.origin_input_ids)
+        # At the door only this turn's own tokens are known.
+        settings = Settings(config, runtime.markers)
+        if "needs" not in says:
+            check_options({"memento": options}, None, settings)
+
+
+def test_embeddings_hold_no_markers() -> None:
+    """SGLang writes token 1 for each, which may be a marker, and starts again when retracted."""
+    runtime = make_runtime()
+    req = Arriving([1] * 6)
+    req.input_embeds = [[0.0]] * 6  # type: ignore[assignment]
+    req.memento = runtime.new_request(req)  # type: ignore[attr-defined]
+    req.output_ids.extend(TOKENS[1:7])
+    assert req.memento.observe(req.output_ids)  # type: ignore[attr-defined]
+    pytest.importorskip("sglang")
+    from memento_patches.schedule_batch import after_reset_for_retract, after_set_finish_with_abort
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memento_sgl.runtime._current", runtime)
+        req.output_ids = array("q")  # what SGLang does
+        after_reset_for_retract(None, req)
+        state: RequestState = req.memento  # type: ignore[attr-defined]
+        assert (state.length, state.machine.evictions, state.machine.blocks) == (6, [], [])
+        req.set_finish_with_abort("late")
+        after_set_finish_with_abort(None, req)
+        assert req.memento.prompt_len == 1  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import STRICT, Job, Served, random_jobs
-from rollouts import Trainer
+from rollouts import Trainer, trainer_of
 
 pytestmark = pytest.mark.server
 
@@ -35,17 +35,8 @@ def server(serve: Callable[..., Served]) -> Served:
 
 
 @pytest.fixture(scope="module")
-def world(
-    server: Served, checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Trainer]:
-    import torch
-    from models import build_model
-    from transformers import AutoModelForCausalLM
-
-    other = build_model(tmp_path_factory.mktemp("weights") / "B", seed=1)
-    model = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32).eval()
-    folders = {"A": checkpoint("qwen3"), "B": other}
-    yield Trainer(server, folders, {"A": server.model, "B": model})
+def world(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
+    yield trainer_of(server, tmp_path_factory.mktemp("weights") / "B")
     server.assert_all_slots_free()
 
 

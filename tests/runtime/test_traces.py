@@ -403,6 +403,25 @@ def test_the_command_lists_and_exports(tmp_path: Path) -> None:
     assert "is no memento trace" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize("columns", [40, 79, 80, 200])
+def test_the_command_fits_the_terminal(tmp_path: Path, columns: int) -> None:
+    """Whole figures at every width, also of a long request."""
+    trace = build_trace(live(3, rid="0123456789abcdef" * 2), rank=0)
+    trace["tokens"] |= {"prompt": 12345, "output": 123456}
+    trace["accounting"] |= {
+        "blocks": 123, "evicted_tokens": 654321, "peak_kv_tokens": 23456,
+        "peak_kv_tokens_without": 135801,
+    }  # fmt: skip
+    trace["times"]["end"] = 1234.567
+    (tmp_path / "one.json").write_text(json.dumps(trace))
+    environment = {"COLUMNS": str(columns)}
+    result = CliRunner().invoke(app, ["trace", str(tmp_path / "one.json")], env=environment)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= columns
+    for figure in ("12345", "123456", "123", "654321", "23456 of 135801", "1234.567", "stop"):
+        assert figure in " ".join(result.output.split())
+
+
 def test_the_documented_schema_is_the_models() -> None:
     documented = json.loads((ROOT / "docs" / "trace.schema.json").read_text())
     assert documented == RequestTrace.model_json_schema()
