@@ -26,7 +26,8 @@ async def record_responses(
     if isinstance(answer, AsyncIterator):
         return _events(answer, recorder, _end_of_response)
     if isinstance(answer, BaseModel) and recorder.records:
-        answer.metadata = _metadata(answer.metadata, recorder)
+        response: Any = answer
+        response.metadata = _metadata(response.metadata, recorder)
     return answer
 
 
@@ -64,7 +65,7 @@ def _metadata(given: dict[str, Any] | None, recorder: Recorder) -> dict[str, Any
 def _with_fields(answer: BaseModel, **fields: Any) -> BaseModel:
     """An equal answer of a type that has these fields, too."""
     kind = type(answer)
-    wider = type(kind.__name__, (kind,), {"model_config": {"extra": "allow"}})
+    wider: Any = type(kind.__name__, (kind,), {"model_config": {"extra": "allow"}})
     made: BaseModel = wider.model_construct(**dict(answer) | fields)
     return made
 

@@ -267,7 +267,7 @@ async def test_stock_sglang_and_older_memento_servers() -> None:
 
 def test_what_is_no_address_is_said() -> None:
     for address in ("host:1", "ftp://host", "http://", ""):
-        with pytest.raises(ConfigError, match="--base-url"):
+        with pytest.raises(ConfigError, match="expected http"):
             Upstream(address, None)
 
 

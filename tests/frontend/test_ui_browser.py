@@ -203,6 +203,12 @@ def opened_file(tab: Any, path: Path) -> Any:
     return page
 
 
+def test_the_accounting_of_older_servers_is_read(opened: Opened) -> None:
+    tab = opened()
+    ask(tab, "old 3 blocks")
+    assert "3 of 3 blocks evicted" in tab.locator(".state").text_content()
+
+
 def test_hostile_text_is_only_text(opened: Opened, canned: Canned, tmp_path: Path) -> None:
     tab = opened()
     scripts = tab.locator("script").count()
