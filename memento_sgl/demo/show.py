@@ -98,8 +98,9 @@ def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
                 answer += choice.delta.content or ""
                 live.update(_view(problem, thought, answer))
     records = read_records(metadata)
-    assert records is not None and records[0] is not None, "the demo's server accounts for all"
+    assert records is not None
     record = records[0]
+    assert record is not None
     solved = Solved(problem, answer, record, usage.prompt_tokens, usage.completion_tokens)
     console.print(_view(problem, thought, answer, solved))
     return solved
