@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from memento_pipeline.results import converted
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "pipeline"))
 from scenes import options, run, serving

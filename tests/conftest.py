@@ -66,21 +66,21 @@ class Served:
         return answer
 
     def machine(self, ids: list[int], output: list[int], **options: Any) -> Any:
-        from memento_sgl.machine import replay
+        from memento_sgl.rule.machine import replay
 
         config = self.merged(options)
         start = options.get("assistant_start")
         return replay([*ids, *output], len(ids), self.markers, config, assistant_start=start)
 
     def merged(self, options: dict[str, Any]) -> Any:
-        from memento_sgl.config import RequestOptions
+        from memento_sgl.rule.config import RequestOptions
 
         return self.config.for_request(RequestOptions.parse(options))
 
     def verify(self, ids: list[int], answer: dict[str, Any], **options: Any) -> int:
         """Compare with the oracle: tokens, spans, accounting. Returns the evictions seen."""
-        from memento_sgl.accounting import account
-        from memento_sgl.reference import check_greedy
+        from memento_sgl.offline.reference import check_greedy
+        from memento_sgl.rule.accounting import account
 
         output, config = answer["output_ids"], self.merged(options)
         start = options.get("assistant_start")
@@ -273,10 +273,10 @@ def serve(
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from memento_sgl.config import MementoConfig
     from memento_sgl.demo.server import running_server, serve_command
-    from memento_sgl.emission import resolve_structure
-    from memento_sgl.markers import resolve_markers
+    from memento_sgl.rule.config import MementoConfig
+    from memento_sgl.rule.emission import resolve_structure
+    from memento_sgl.rule.markers import resolve_markers
 
     torch.set_num_threads(1)
     logs = tmp_path_factory.mktemp("logs")

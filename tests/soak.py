@@ -274,7 +274,7 @@ def test_soak(
 
 def verify(server: Served, models: dict[str, Any], soak: Soak) -> tuple[list[Any], int]:
     """Answers that no weights explain, and how many were written under several."""
-    from memento_sgl.reference import compare_greedy
+    from memento_sgl.offline.reference import compare_greedy
 
     wrong, mixed = [], 0
     for told in soak.told:

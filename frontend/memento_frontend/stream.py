@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from memento_frontend import events as e
 from memento_frontend.text_parser import TextParser
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ServerError
-from memento_sgl.markers import MarkerIds, TokenClass
-from memento_sgl.recorder import read_records
+from memento_sgl.observe.recorder import read_records
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import MarkerIds, TokenClass
 
 RECORD = "memento"  # key of the server's accounting
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from memento_sgl.admission import Forecast, Outlook, tokens_ahead
-from memento_sgl.runtime import Runtime
+from memento_sgl.admission.forecast import Forecast, Outlook, tokens_ahead
+from memento_sgl.engine.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 

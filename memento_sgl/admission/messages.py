@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.request import RequestState
+from memento_sgl.request.state import RequestState
+from memento_sgl.rule.config import MementoConfig
 
 REMEDY = (
     "give the server more KV memory (--mem-fraction-static, --max-total-tokens), let it evict "

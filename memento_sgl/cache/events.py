@@ -13,9 +13,9 @@ from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import split_node_hash_value
 
-from memento_sgl.markers import MarkerIds
-from memento_sgl.radix_key import is_block_start
-from memento_sgl.radix_node import Node
+from memento_sgl.cache.key import is_block_start
+from memento_sgl.cache.node import Node
+from memento_sgl.rule.markers import MarkerIds
 
 
 class NodeEvents:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from memento_sgl.machine import Eviction
+from memento_sgl.rule.machine import Eviction
 
 FIELD = 20
 LONGEST = 1 << FIELD

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from memento_sgl.radix_key import Namespace
+from memento_sgl.cache.key import Namespace
 
 if TYPE_CHECKING:
     import torch

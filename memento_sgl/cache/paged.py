@@ -26,12 +26,12 @@ import torch
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 
-from memento_sgl.markers import MarkerIds
-from memento_sgl.radix_key import common_prefix
-from memento_sgl.radix_node import Node
-from memento_sgl.radix_requests import RequestCache
-from memento_sgl.radix_tree import touch, up_to
-from memento_sgl.request import RequestState
+from memento_sgl.cache.key import common_prefix
+from memento_sgl.cache.node import Node
+from memento_sgl.cache.requests import RequestCache
+from memento_sgl.cache.tree import touch, up_to
+from memento_sgl.request.state import RequestState
+from memento_sgl.rule.markers import MarkerIds
 
 MoveKV = Callable[[torch.Tensor, torch.Tensor], None]
 

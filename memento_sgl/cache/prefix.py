@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 
-from memento_sgl.machine import Eviction
-from memento_sgl.radix_node import Node
-from memento_sgl.radix_pruned import PrunableTree
-from memento_sgl.radix_requests import RequestCache
-from memento_sgl.radix_tree import touch, up_to
-from memento_sgl.request import RequestState
+from memento_sgl.cache.node import Node
+from memento_sgl.cache.pruned import PrunableTree
+from memento_sgl.cache.requests import RequestCache
+from memento_sgl.cache.tree import touch, up_to
+from memento_sgl.request.state import RequestState
+from memento_sgl.rule.machine import Eviction
 
 
 class PrunableRadixCache(RequestCache, PrunableTree):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from memento_sgl.machine import Eviction
-from memento_sgl.radix_node import Node
-from memento_sgl.radix_tree import RadixTree, up_to
+from memento_sgl.cache.node import Node
+from memento_sgl.cache.tree import RadixTree, up_to
+from memento_sgl.rule.machine import Eviction
 
 
 class PrunableTree(RadixTree):

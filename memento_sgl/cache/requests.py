@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
 
-from memento_sgl.radix_key import LONGEST, Namespace, encode_point
-from memento_sgl.radix_node import Node
-from memento_sgl.radix_tree import RadixTree, touch, up_to
-from memento_sgl.request import Match, RequestState
+from memento_sgl.cache.key import LONGEST, Namespace, encode_point
+from memento_sgl.cache.node import Node
+from memento_sgl.cache.tree import RadixTree, touch, up_to
+from memento_sgl.request.state import Match, RequestState
 
 
 class RequestCache(RadixTree):

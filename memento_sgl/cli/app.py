@@ -10,14 +10,14 @@ import memento_frontend.commands
 import memento_frontend.commands_batch
 import memento_frontend.commands_eval
 import memento_frontend.commands_ui
-import memento_pipeline.commands
-import memento_pipeline.commands_text
+import memento_pipeline.cli.convert
+import memento_pipeline.cli.text
 import typer
 
-import memento_sgl.commands
-import memento_sgl.commands_offline
-import memento_sgl.commands_trace
-import memento_sgl.commands_train
+import memento_sgl.cli.offline
+import memento_sgl.cli.serve
+import memento_sgl.cli.trace
+import memento_sgl.cli.train
 from memento_sgl import __version__
 from memento_sgl.errors import MementoError
 
@@ -32,16 +32,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-memento_sgl.commands.register(app)
-memento_sgl.commands_trace.register(app)
+memento_sgl.cli.serve.register(app)
+memento_sgl.cli.trace.register(app)
 memento_frontend.commands.register(app)
 memento_frontend.commands_batch.register(app)
 memento_frontend.commands_eval.register(app)
 memento_frontend.commands_ui.register(app)
-memento_sgl.commands_offline.register(app)
-memento_pipeline.commands.register(app)
-memento_pipeline.commands_text.register(app)
-memento_sgl.commands_train.register(app)
+memento_sgl.cli.offline.register(app)
+memento_pipeline.cli.convert.register(app)
+memento_pipeline.cli.text.register(app)
+memento_sgl.cli.train.register(app)
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,7 +58,7 @@ def memento(
         typer.Option("--version", help="Print it.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
-    from memento_sgl.user_config import defaults
+    from memento_sgl.cli.user_config import defaults
 
     commands = ctx.command.commands  # type: ignore[attr-defined]
     options = {name: {str(p.name) for p in part.params} for name, part in commands.items()}

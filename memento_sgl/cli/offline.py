@@ -14,13 +14,13 @@ from typer import Argument, Option
 
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.errors import ConfigError, DataError, MementoError
-from memento_sgl.model_shape import ELEMENT_BYTES, SHAPES, ModelShape, load_shape
+from memento_sgl.offline.simulate.model_shape import ELEMENT_BYTES, SHAPES, ModelShape, load_shape
 
 if TYPE_CHECKING:  # the rest is imported when a command runs: see cli.py
-    from memento_sgl.config import MementoConfig
-    from memento_sgl.simulate import Replayer
-    from memento_sgl.trace_files import BadRow
-    from memento_sgl.trace_formats import Trace
+    from memento_sgl.offline.inputs.files import BadRow
+    from memento_sgl.offline.inputs.formats import Trace
+    from memento_sgl.offline.simulate.replay import Replayer
+    from memento_sgl.rule.config import MementoConfig
 
 USAGE, BAD_ROWS = 2, 3  # exit codes, those of the pipeline
 MOST_SHOWN = 12  # a page with more requests is no page any more
@@ -102,8 +102,8 @@ def run_simulate(
         bool, Option("--json", help="One JSON object per request, per bad row and for the sums.")
     ] = False,
 ) -> None:
-    from memento_sgl import simulate_show as show
-    from memento_sgl.simulate import Totals, simulate
+    from memento_sgl.offline.simulate import tables as show
+    from memento_sgl.offline.simulate.replay import Totals, simulate
 
     with _errors():
         shape = _shape(model, kv_dtype)
@@ -145,8 +145,8 @@ def run_view(
     from rich.console import Console
     from rich.markup import escape
 
-    from memento_sgl import simulate_show as show
-    from memento_sgl.view import Page, drawn
+    from memento_sgl.offline.simulate import tables as show
+    from memento_sgl.offline.view.page import Page, drawn
 
     console = Console(soft_wrap=True, highlight=False)
     with _errors():
@@ -188,7 +188,7 @@ def _each(
         TimeElapsedColumn,
     )
 
-    from memento_sgl.trace_files import BadRow, count_rows, list_trace_files, read_traces
+    from memento_sgl.offline.inputs.files import BadRow, count_rows, list_trace_files, read_traces
 
     files = list_trace_files(inputs)
     total = count_rows(files)
@@ -214,7 +214,7 @@ def _each(
 
 
 def _used(trace: Trace, use: Callable[[Trace], None]) -> BadRow | None:
-    from memento_sgl.trace_files import BadRow
+    from memento_sgl.offline.inputs.files import BadRow
 
     try:
         use(trace)
@@ -229,9 +229,9 @@ def _replayer(
     mask_delimiters: bool | None,
     memento_config: str | None,
 ) -> Replayer:
-    from memento_sgl.config import MementoConfig
-    from memento_sgl.simulate import Replayer
-    from memento_sgl.text_tokens import TextTokenizer
+    from memento_sgl.offline.inputs.tokens import TextTokenizer
+    from memento_sgl.offline.simulate.replay import Replayer
+    from memento_sgl.rule.config import MementoConfig
 
     config = MementoConfig.parse(memento_config) if memento_config else MementoConfig()
     changes: dict[str, bool] = {"enable": True}
@@ -278,7 +278,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (MementoError, OSError) as error:
-        from memento_sgl.simulate_show import problem
+        from memento_sgl.offline.simulate.tables import problem
 
         problem(str(error))
         raise typer.Exit(USAGE) from None

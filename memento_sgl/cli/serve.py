@@ -28,7 +28,7 @@ class ServeCommand(TyperCommand):
     """Its help goes on with the flags that it passes on."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from memento_sgl.serve_checks import serve_parser
+        from memento_sgl.serve.checks import serve_parser
 
         super().format_help(ctx, formatter)
         print(serve_parser().format_help())
@@ -63,9 +63,9 @@ def serve(
 
     Ctrl-C ends the server at once; SIGTERM lets it finish what runs.
     """
-    from memento_sgl.launch import block_interrupts
-    from memento_sgl.serve_checks import check
-    from memento_sgl.user_config import as_flags
+    from memento_sgl.cli.user_config import as_flags
+    from memento_sgl.serve.checks import check
+    from memento_sgl.serve.launch import block_interrupts
 
     _need_sglang()
     own = {str(parameter.name) for parameter in ctx.command.params}
@@ -83,7 +83,7 @@ def serve(
     arguments += given
     sys.stdout.flush()
     block_interrupts()
-    os.execv(sys.executable, [sys.executable, "-m", "memento_sgl.launch", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "memento_sgl.serve.launch", *arguments])
 
 
 def _need_sglang() -> None:

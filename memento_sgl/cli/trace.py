@@ -13,7 +13,7 @@ from memento_sgl.errors import DataError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from memento_sgl.trace import RequestTrace
+    from memento_sgl.observe.trace.schema import RequestTrace
 
 UNUSABLE = 2
 NARROW = 80  # columns below which there is no room for the table
@@ -41,7 +41,7 @@ def trace(
     """
     from rich.console import Console
 
-    from memento_sgl.trace import read_trace
+    from memento_sgl.observe.trace.schema import read_trace
 
     try:
         traces = [read_trace(path) for path in _listed(files)]
@@ -69,7 +69,7 @@ def _listed(paths: list[Path]) -> list[Path]:
 
 
 def _write(path: Path, traces: list[RequestTrace]) -> None:
-    from memento_sgl.trace_export import chrome_trace
+    from memento_sgl.observe.trace.export import chrome_trace
 
     try:
         path.write_text(json.dumps(chrome_trace(traces)), encoding="utf-8")

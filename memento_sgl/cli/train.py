@@ -20,7 +20,7 @@ command goes on at the last checkpoint. Needs the extra `train`.
 
     memento train ./qwen3-memento work/tokenized --out run --lora 32 --pack-tokens 16384
 
-    accelerate launch --config_file fsdp.yaml -m memento_sgl.cli train ...   # several GPUs
+    accelerate launch --config_file fsdp.yaml -m memento_sgl.cli.app train ...   # several GPUs
 
 Defaults are the paper's: 5 epochs a stage, learning rate 8e-5 (cosine, 5 % warm-up), AdamW without
 decay, 512 sequences per step. On a GPU the mask is FlexAttention's, on a CPU SDPA's.

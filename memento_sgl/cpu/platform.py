@@ -12,10 +12,10 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuSRTPlatform
 from sglang.srt.platforms.device_mixin import PlatformEnum
 
-from memento_sgl.cpu_memory import default_memory, describe
+from memento_sgl.cpu.memory import default_memory, describe
 from memento_sgl.environment import has_accelerator, share_cpu
 from memento_sgl.errors import ConfigError
-from memento_sgl.model_shape import shape_of
+from memento_sgl.offline.simulate.model_shape import shape_of
 
 logger = logging.getLogger(__name__)
 ELEMENT_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "half": 2}
@@ -23,7 +23,7 @@ ELEMENT_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "bf16": 2, "float16": 
 
 def activate() -> str | None:
     """Entry point of `sglang.srt.platforms`: the platform class, or None to stay out of the way."""
-    return None if has_accelerator() else "memento_sgl.platform.TorchCpuPlatform"
+    return None if has_accelerator() else "memento_sgl.cpu.platform.TorchCpuPlatform"
 
 
 class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]

@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, QUESTION, Problem, held_out
 from memento_sgl.demo.train import encode
-from memento_sgl.machine import Eviction, replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.reference import masked_logits
+from memento_sgl.offline.reference import masked_logits
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Eviction, replay
+from memento_sgl.rule.markers import resolve_markers
 
 MODES = {
     "with eviction": MementoConfig(enable=True, mask_delimiters=False),

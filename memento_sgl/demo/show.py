@@ -17,11 +17,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from memento_sgl.accounting import kv_curve
 from memento_sgl.demo.server import running_server, serve_command
 from memento_sgl.demo.task import Problem, held_out
-from memento_sgl.machine import Eviction
-from memento_sgl.recorder import read_records
+from memento_sgl.observe.recorder import read_records
+from memento_sgl.rule.accounting import kv_curve
+from memento_sgl.rule.machine import Eviction
 
 PART = re.compile(
     r"<\|block_start\|>(?P<block>.*?)(?:<\|block_end\|>|$)"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memento_sgl.emission import (
+from memento_sgl.engine.staging import staged
+from memento_sgl.rule.emission import (
     MOVES,
     SEPARATORS,
     TEXT,
@@ -24,11 +25,10 @@ from memento_sgl.emission import (
     situation,
     special_tokens,
 )
-from memento_sgl.markers import MarkerIds, TokenClass
-from memento_sgl.staging import staged
+from memento_sgl.rule.markers import MarkerIds, TokenClass
 
 if TYPE_CHECKING:
-    from memento_sgl.request import RequestState
+    from memento_sgl.request.state import RequestState
 
 
 class EmissionAutomaton:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from memento_sgl.request import RequestState
-from memento_sgl.runtime import Runtime
-from memento_sgl.staging import staged
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.engine.staging import staged
+from memento_sgl.request.state import RequestState
 
 
 class RowEdit(NamedTuple):

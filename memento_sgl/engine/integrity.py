@@ -113,7 +113,7 @@ def live_requests(scheduler: Any) -> list[Any]:
 
 def _check_length(req: Any, scheduler: Any) -> None:
     """A decoding request's row holds all logical tokens but the evicted ones and the newest."""
-    from memento_sgl.runtime import current
+    from memento_sgl.engine.runtime import current
 
     state, runtime = req.memento, current()
     rows = req.kv.kv_committed_len

@@ -12,21 +12,21 @@ from weakref import WeakSet
 
 import torch
 
-from memento_sgl.admission import Forecast, Retry, Rhythm
-from memento_sgl.automaton import EmissionAutomaton
-from memento_sgl.config import RequestOptions
+from memento_sgl.admission.forecast import Forecast, Retry, Rhythm
+from memento_sgl.admission.pacing import Pacing
+from memento_sgl.engine.automaton import EmissionAutomaton
+from memento_sgl.engine.staging import staged
 from memento_sgl.errors import ConfigError, RequestError
-from memento_sgl.machine import Eviction
-from memento_sgl.pacing import Pacing
-from memento_sgl.request import (
+from memento_sgl.observe.watch import Observers, Watch, observers_of
+from memento_sgl.request.state import (
     RequestState,
     Settings,
     check_options,
     has_grammar,
     options_of,
 )
-from memento_sgl.staging import staged
-from memento_sgl.watch import Observers, Watch, observers_of
+from memento_sgl.rule.config import RequestOptions
+from memento_sgl.rule.machine import Eviction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

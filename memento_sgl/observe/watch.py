@@ -14,18 +14,18 @@ from operator import attrgetter
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memento_sgl.emission import Structure, is_forced
-from memento_sgl.events import read_marker
-from memento_sgl.metrics import Metrics
-from memento_sgl.trace_build import Finished, Seen
-from memento_sgl.trace_writer import TraceWriter, check_folder
+from memento_sgl.observe.metrics import Metrics
+from memento_sgl.observe.trace.build import Finished, Seen
+from memento_sgl.observe.trace.writer import TraceWriter, check_folder
+from memento_sgl.rule.emission import Structure, is_forced
+from memento_sgl.rule.events import read_marker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from memento_sgl.config import MementoConfig
-    from memento_sgl.machine import Block, Eviction
-    from memento_sgl.request import RequestState
+    from memento_sgl.request.state import RequestState
+    from memento_sgl.rule.config import MementoConfig
+    from memento_sgl.rule.machine import Block, Eviction
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import DataError
-from memento_sgl.machine import replay
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import MarkerIds
 
 if TYPE_CHECKING:
     import torch
     from torch.nn.attention.flex_attention import BlockMask
 
-    from memento_sgl.rollout import RolloutRecord
+    from memento_sgl.offline.rollout.record import RolloutRecord
 
 Ints = NDArray[np.int32]
 IGNORED = -100

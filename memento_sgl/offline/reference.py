@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
-from memento_sgl.machine import BlockMachine, Eviction, section_start_of
-from memento_sgl.markers import MarkerIds
-from memento_sgl.masks import mask_fields, sdpa_mask
+from memento_sgl.offline.masks import mask_fields, sdpa_mask
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
+from memento_sgl.rule.machine import BlockMachine, Eviction, section_start_of
+from memento_sgl.rule.markers import MarkerIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from memento_sgl.machine import Eviction
-from memento_sgl.reference import lay_out, masked_logits
+from memento_sgl.offline.reference import lay_out, masked_logits
+from memento_sgl.rule.machine import Eviction
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from memento_sgl.config import LARGEST, shown
 from memento_sgl.errors import RequestError
+from memento_sgl.rule.config import LARGEST, shown
 
 
 class Range(NamedTuple):

@@ -15,15 +15,15 @@ from collections.abc import MutableSequence, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memento_sgl.accounting import account
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import NO_STRUCTURE, Structure
 from memento_sgl.errors import RequestError
-from memento_sgl.machine import BlockMachine, Eviction, Phase, State, section_start_of
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import NO_STRUCTURE, Structure
+from memento_sgl.rule.machine import BlockMachine, Eviction, Phase, State, section_start_of
+from memento_sgl.rule.markers import MarkerIds
 
 if TYPE_CHECKING:
-    from memento_sgl.watch import Watch
+    from memento_sgl.observe.watch import Watch
 
 
 GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")

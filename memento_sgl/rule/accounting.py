@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memento_sgl.machine import BlockMachine, Eviction
+from memento_sgl.rule.machine import BlockMachine, Eviction
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from memento_sgl.config import Limits, MementoConfig
-from memento_sgl.machine import TRANSITIONS, BlockMachine, Phase, State
-from memento_sgl.markers import MarkerIds, TokenClass, Tokenizer
+from memento_sgl.rule.config import Limits, MementoConfig
+from memento_sgl.rule.machine import TRANSITIONS, BlockMachine, Phase, State
+from memento_sgl.rule.markers import MarkerIds, TokenClass, Tokenizer
 
 SEPARATORS = 2
 """White space tokens that strict emission allows in a row where only markers stand."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from memento_sgl.machine import BlockMachine, Eviction, Phase, State
-from memento_sgl.markers import TokenClass
+from memento_sgl.rule.machine import BlockMachine, Eviction, Phase, State
+from memento_sgl.rule.markers import TokenClass
 
 Kind = Literal[
     "think", "block_open", "block_close", "memento_open", "memento_close", "abandon", "answer"

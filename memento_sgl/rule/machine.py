@@ -14,9 +14,9 @@ from copy import copy
 from enum import IntEnum
 from typing import NamedTuple
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError
-from memento_sgl.markers import MarkerIds, TokenClass
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import MarkerIds, TokenClass
 
 
 class State(IntEnum):

@@ -6,8 +6,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
-from memento_sgl.config import MementoConfig, shown
 from memento_sgl.errors import MarkerError
+from memento_sgl.rule.config import MementoConfig, shown
 
 MOST_DIGITS = 10
 """Digits of a token id."""

@@ -12,8 +12,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.emission import resolve_structure
+from memento_sgl.cache.key import LONGEST
 from memento_sgl.environment import (
     excluded_from_sglang,
     extensions_folder,
@@ -21,11 +20,12 @@ from memento_sgl.environment import (
     served_by_rust,
 )
 from memento_sgl.errors import ConfigError
-from memento_sgl.flags import check_flags, flag
-from memento_sgl.markers import resolve_markers
-from memento_sgl.radix_key import LONGEST
-from memento_sgl.request import Settings
-from memento_sgl.trace_writer import check_folder
+from memento_sgl.observe.trace.writer import check_folder
+from memento_sgl.request.state import Settings
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import resolve_structure
+from memento_sgl.rule.markers import resolve_markers
+from memento_sgl.serve.flags import check_flags, flag
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
 
     from memento_patches.plugin import install
 
-    from memento_sgl.reasoning import register_parser
+    from memento_sgl.serve.reasoning import register_parser
 
     register_parser(config)
     install("frontend")
@@ -203,9 +203,9 @@ def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str
 
 def make_radix_cache(context: Any) -> Any:
     """Radix cache factory of SGLang's registry, for `--radix-cache-backend memento`."""
-    from memento_sgl.radix import PrunableRadixCache
-    from memento_sgl.radix_paged import PagedRadixCache
-    from memento_sgl.runtime import current
+    from memento_sgl.cache.paged import PagedRadixCache
+    from memento_sgl.cache.prefix import PrunableRadixCache
+    from memento_sgl.engine.runtime import current
 
     settings = settings_of(context.server_args)
     if settings is None:

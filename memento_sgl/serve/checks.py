@@ -14,8 +14,8 @@ from typing import Any
 
 from memento_sgl.environment import hub_is_offline, other_hub
 from memento_sgl.errors import ConfigError
-from memento_sgl.serving import add_flags, config_from_flags
-from memento_sgl.sglang_flags import FlagParser, flag_parser
+from memento_sgl.serve.arguments import add_flags, config_from_flags
+from memento_sgl.serve.sglang_flags import FlagParser, flag_parser
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -9,10 +9,10 @@ from sglang.srt.entrypoints.engine import Engine as SglEngine
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.environment import has_accelerator
 from memento_sgl.errors import ConfigError
-from memento_sgl.serving import enable, required_arguments
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.serve.arguments import enable, required_arguments
 
 
 class Engine(SglEngine):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from memento_sgl.errors import ConfigError
-from memento_sgl.flags_irrelevant import IRRELEVANT
+from memento_sgl.serve.flags_irrelevant import IRRELEVANT
 
 
 class Refused(NamedTuple):
@@ -242,7 +242,7 @@ def page() -> str:
 def _page() -> Iterable[str]:
     yield "# SGLang's flags, one by one"
     yield ""
-    yield "Written by `python -m memento_sgl.flags` from the tables that the launch checks."
+    yield "Written by `python -m memento_sgl.serve.flags` from the tables that the launch checks."
     yield ""
     yield "## Works, and tests say so"
     yield ""

@@ -1,4 +1,4 @@
-"""`python -m memento_sgl.launch`: SGLang's server launcher, started by `memento serve`.
+"""`python -m memento_sgl.serve.launch`: SGLang's server launcher, started by `memento serve`.
 
 Ctrl-C ends a server at once, in one line, whatever it is doing. The signal is blocked in all
 processes (SGLang's own would print a traceback each), and one thread waits for it.

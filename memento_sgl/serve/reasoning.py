@@ -11,9 +11,9 @@ from sglang.srt.parser.reasoning_parser import (
     StreamingParseResult,
 )
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.serving import REASONING_PARSER
-from memento_sgl.thought import ThoughtSplitter
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.serve.arguments import REASONING_PARSER
+from memento_sgl.serve.thought import ThoughtSplitter
 
 
 class MementoDetector(Qwen3Detector):  # type: ignore[misc]

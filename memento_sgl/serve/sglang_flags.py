@@ -1,6 +1,6 @@
 """SGLang's command line flags, listed once: importing SGLang to ask for them takes many seconds.
 
-    python -m memento_sgl.sglang_flags      # writes the list of the SGLang that is installed
+    python -m memento_sgl.serve.sglang_flags      # writes the list of the SGLang that is installed
 
 `sglang_flags.json` is the list of the one supported version; a test compares it with SGLang.
 """

@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from memento_sgl.recorder import KEY, Recorder, write_records
+from memento_sgl.observe.recorder import KEY, Recorder, write_records
 
 logger = logging.getLogger(__name__)
 

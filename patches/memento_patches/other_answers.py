@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from memento_sgl.recorder import KEY, Recorder, read_records, write_records
+from memento_sgl.observe.recorder import KEY, Recorder, read_records, write_records
 
 
 async def record_responses(

@@ -22,13 +22,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
-from memento_sgl.recorder import write_records
-from memento_sgl.simulate import Replayer, Tokens, simulate
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import Trace
+from memento_sgl.observe.recorder import write_records
+from memento_sgl.offline.inputs.formats import Trace
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.offline.simulate.replay import Replayer, Tokens, simulate
+from memento_sgl.rule.config import MementoConfig
 from memento_sgl.ui.about import describe, load
 
 EVIL = '</script><script>window.owned=1</script><img src=x onerror="window.owned=2"><b>$&'

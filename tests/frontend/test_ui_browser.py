@@ -17,8 +17,8 @@ from memento_frontend.ui import Upstream, application
 from plain_server import KEY as PLAIN_KEY
 from plain_server import plain_server
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.view import drawn
+from memento_sgl.offline.view.page import drawn
+from memento_sgl.rule.config import MementoConfig
 
 pytestmark = needs_browser
 Opened = Callable[..., Any]

@@ -21,7 +21,7 @@ from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesResponse,
 from sglang.srt.entrypoints.ollama.protocol import OllamaChatRequest, OllamaMessage
 from sglang.srt.entrypoints.ollama.serving import OllamaServing
 
-from memento_sgl.recorder import read_records, write_records
+from memento_sgl.observe.recorder import read_records, write_records
 
 RECORD = {"blocks": 1, "evicted_spans": [[2, 5]]}
 

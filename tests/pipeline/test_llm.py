@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 from fault_server import TRANSPORT_FAULTS, FaultServer, spread
-from memento_pipeline import limits
-from memento_pipeline.answers import parse_scores, scores_schema
-from memento_pipeline.asking import ask_items
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import START, RateLimit, Slot, Slots, backoff, retry_after
-from memento_pipeline.llm import Llm
-from memento_pipeline.paid import Meter, PaidLlm, all_done
-from memento_pipeline.store import Store
-from memento_pipeline.wire import Completion, Prompt
+from memento_pipeline.llm import rate as limits
+from memento_pipeline.llm.answers import parse_scores, scores_schema
+from memento_pipeline.llm.asking import ask_items
+from memento_pipeline.llm.client import Llm
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.paid import Meter, PaidLlm, all_done
+from memento_pipeline.llm.rate import START, RateLimit, Slot, Slots, backoff, retry_after
+from memento_pipeline.llm.wire import Completion, Prompt
+from memento_pipeline.store.folder import Store
 
 from memento_sgl.errors import (
     AnswerError,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_server import answer
-from memento_pipeline.answers import parse_mementos, parse_scores, special_tokens
-from memento_pipeline.prompts import (
+from memento_pipeline.llm.answers import parse_mementos, parse_scores, special_tokens
+from memento_pipeline.llm.prompts import (
     TEMPLATES,
     BlockView,
     fingerprint,
@@ -18,11 +18,11 @@ from memento_pipeline.prompts import (
     score_prompt,
     template_folder,
 )
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.split import split
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import load_counter
 from scenes import options, result_of, run, serving, thought, write_traces
 
 HOSTILE = (

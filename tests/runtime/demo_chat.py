@@ -9,7 +9,7 @@ import openai
 from conftest import Served
 
 from memento_sgl.demo.task import Problem
-from memento_sgl.recorder import read_records
+from memento_sgl.observe.recorder import read_records
 
 
 def serve_demo(serve: Callable[..., Served]) -> Served:

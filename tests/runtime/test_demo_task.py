@@ -15,12 +15,12 @@ from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, Problem, held_out, sam
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo.tokenizer import build_tokenizer
 from memento_sgl.demo.train import encode, memento_mask
-from memento_sgl.machine import replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.reference import attention_mask
+from memento_sgl.offline.reference import attention_mask
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import resolve_markers
 
 CONFIG = MementoConfig(enable=True, mask_delimiters=False)
 

@@ -11,14 +11,14 @@ torch = pytest.importorskip("torch")
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from memento_sgl.automaton import EmissionAutomaton
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import Emit, Structure, permitted, situation, special_tokens
+from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
-from memento_sgl.machine import BlockMachine
-from memento_sgl.markers import MarkerIds
-from memento_sgl.reference import constrained
-from memento_sgl.request import RequestState, Settings, check_options
+from memento_sgl.offline.reference import constrained
+from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import Emit, Structure, permitted, situation, special_tokens
+from memento_sgl.rule.machine import BlockMachine
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 NEWLINE, END, LETTER = 10, 11, 12

@@ -12,16 +12,16 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_sgl.sglang_flags import listed
+from memento_sgl.serve.sglang_flags import listed
 
 SCRIPT = """
 import json, sys
-from memento_sgl.sglang_flags import installed
+from memento_sgl.serve.sglang_flags import installed
 flags = installed()
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
-from memento_sgl.serving import settings_of
+from memento_sgl.serve.arguments import settings_of
 
 def launch(argv):
     try:
@@ -180,4 +180,4 @@ def test_a_mistyped_flag_is_no_other_one(results: dict[str, object]) -> None:
 
 
 def test_the_list_of_flags_is_that_of_sglang(results: dict[str, object]) -> None:
-    assert results["flags"] == listed(), "run: python -m memento_sgl.sglang_flags"
+    assert results["flags"] == listed(), "run: python -m memento_sgl.serve.sglang_flags"

@@ -15,13 +15,13 @@ pytest.importorskip("sglang")
 from memento_patches.forward import after_init_new
 from test_runtime import MARKERS, TOKENS, Request, make_runtime
 
-from memento_sgl.accounting import account, kv_curve
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.machine import replay
-from memento_sgl.request import RequestState, Settings
-from memento_sgl.reservation import newcomer
-from memento_sgl.runtime import Runtime
-from memento_sgl.serving import saying_what_it_waits_for
+from memento_sgl.admission.budget import newcomer
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.rule.accounting import account, kv_curve
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.machine import replay
+from memento_sgl.serve.arguments import saying_what_it_waits_for
 
 BLOCK = [1, 8, 8, 2, 3, 7, 4]  # two tokens in the block, one in its memento
 
@@ -30,7 +30,7 @@ BLOCK = [1, 8, 8, 2, 3, 7, 4]  # two tokens in the block, one in its memento
 def test_positions_move_by_what_was_evicted(extend: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = make_runtime()
     runtime.offsets = torch.zeros(4, dtype=torch.int64)
-    monkeypatch.setattr("memento_sgl.runtime._current", runtime)
+    monkeypatch.setattr("memento_sgl.engine.runtime._current", runtime)
 
     def positions() -> list[int]:
         batch: Any = SimpleNamespace(
@@ -107,7 +107,7 @@ def test_a_start_that_waits_says_for_what() -> None:
     said: queue.Queue[str] = queue.Queue()
     handler = logging.Handler()
     handler.emit = lambda record: said.put(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("memento_sgl.serving").addHandler(handler)
+    logging.getLogger("memento_sgl.serve.arguments").addHandler(handler)
     try:
         with saying_what_it_waits_for("an extension", seconds=0.01):
             assert "waits for an extension" in said.get(timeout=60)
@@ -115,4 +115,4 @@ def test_a_start_that_waits_says_for_what() -> None:
             pass
         assert said.empty()
     finally:
-        logging.getLogger("memento_sgl.serving").removeHandler(handler)
+        logging.getLogger("memento_sgl.serve.arguments").removeHandler(handler)

@@ -13,7 +13,7 @@ from conftest import Served
 from demo_chat import ask, client_of, record_of, serve_demo
 
 from memento_sgl.demo.task import Problem, held_out
-from memento_sgl.recorder import read_records
+from memento_sgl.observe.recorder import read_records
 
 pytestmark = pytest.mark.server
 

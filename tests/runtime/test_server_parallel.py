@@ -19,7 +19,7 @@ from observation import observed, verify_observed
 from rollouts import trainer_of
 from test_server_modes import RETRACT, retractions, verify_retraction_after_evictions
 
-from memento_sgl.recorder import read_records
+from memento_sgl.observe.recorder import read_records
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 

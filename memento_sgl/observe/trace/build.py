@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.machine import Block, Eviction
-from memento_sgl.trace import MAX_ENTRIES, MAX_ID, MAX_POINTS
+from memento_sgl.observe.trace.schema import MAX_ENTRIES, MAX_ID, MAX_POINTS
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.machine import Block, Eviction
 
 MARKS = ("block_open", "block_close", "memento_open", "memento_close")
 SHAPE = ("mask_delimiters", "compact_on_summary_end", "require_assistant_section", "restart_mode")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from memento_sgl.trace import RequestTrace
+from memento_sgl.observe.trace.schema import RequestTrace
 
 Event = dict[str, Any]
 

@@ -17,7 +17,7 @@ from typing import Literal
 from uuid import uuid4
 
 from memento_sgl.errors import ConfigError
-from memento_sgl.trace_build import Finished, build_trace
+from memento_sgl.observe.trace.build import Finished, build_trace
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.row_files import (
+from memento_sgl.offline.inputs.formats import Trace, traces_of
+from memento_sgl.offline.inputs.rows import (
     LINES,
     TABLES,
     Broken,
@@ -18,7 +19,6 @@ from memento_sgl.row_files import (
     parse_json,
     read_values,
 )
-from memento_sgl.trace_formats import Trace, traces_of
 
 STDIN = Path("-")
 TEXT = (".txt", ".md")

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from memento_sgl.chat_template import chat_environment
 from memento_sgl.errors import DataError
-from memento_sgl.machine import Block, Eviction
-from memento_sgl.recorder import read_records
-from memento_sgl.rollout import RolloutRecord
+from memento_sgl.observe.recorder import read_records
+from memento_sgl.offline.rollout.record import RolloutRecord
+from memento_sgl.rule.machine import Block, Eviction
 from memento_sgl.templates import template
 
 END_OF_TURN = "<|im_end|>"

@@ -7,10 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memento_sgl.accounting import account
-from memento_sgl.emission import Permitted
 from memento_sgl.errors import DataError
-from memento_sgl.machine import BlockMachine, Eviction
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.emission import Permitted
+from memento_sgl.rule.machine import BlockMachine, Eviction
 
 Span = tuple[int, int]
 

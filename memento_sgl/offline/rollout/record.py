@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
 from memento_sgl.errors import DataError
-from memento_sgl.machine import BlockMachine, Eviction, section_start_of
-from memento_sgl.markers import MarkerIds
-from memento_sgl.rollout_checks import (
+from memento_sgl.offline.rollout.checks import (
     Span,
     check_accounting,
     check_evictions,
     check_permitted,
     check_spans,
 )
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import NO_STRUCTURE, Permitted, Structure, permitted, special_tokens
+from memento_sgl.rule.machine import BlockMachine, Eviction, section_start_of
+from memento_sgl.rule.markers import MarkerIds
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from memento_sgl.reference import MaskedSequence
+    from memento_sgl.offline.reference import MaskedSequence
 
 Run = tuple[int, bool, list[int]]
 STANDARD = MementoConfig(enable=True, mask_delimiters=False)
@@ -183,7 +183,7 @@ class RolloutRecord(BaseModel):
 
         Outside of restart mode `layout().visible` is a plain `[T, T]` mask over the tokens.
         """
-        from memento_sgl.reference import lay_out
+        from memento_sgl.offline.reference import lay_out
 
         return lay_out(self.machine_evictions, len(self.prompt_ids) + len(self.output_ids))
 
@@ -195,7 +195,7 @@ class RolloutRecord(BaseModel):
         """
         import torch
 
-        from memento_sgl.reference import constrained, masked_logits
+        from memento_sgl.offline.reference import constrained, masked_logits
 
         before = len(self.prompt_ids)
         logits = masked_logits(model, self.tokens, self.machine_evictions)

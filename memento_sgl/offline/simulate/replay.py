@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memento_sgl.accounting import Accounting, account, kv_curve
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import DataError
-from memento_sgl.machine import Block, BlockMachine, Eviction, replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import Trace
+from memento_sgl.offline.inputs.formats import Trace
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.rule.accounting import Accounting, account, kv_curve
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Block, BlockMachine, Eviction, replay
+from memento_sgl.rule.markers import resolve_markers
 
 UNKNOWN = -1
 """Id of a token of which a file only has the number."""

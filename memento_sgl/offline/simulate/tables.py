@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from memento_sgl.model_shape import ModelShape
-from memento_sgl.simulate import Simulated, Tokens, Totals
-from memento_sgl.trace_files import BadRow
+from memento_sgl.offline.inputs.files import BadRow
+from memento_sgl.offline.simulate.model_shape import ModelShape
+from memento_sgl.offline.simulate.replay import Simulated, Tokens, Totals
 
 MOST_BAD_ROWS = 20
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from memento_sgl.accounting import account, kv_curve
-from memento_sgl.machine import Block, Eviction
-from memento_sgl.model_shape import ModelShape
-from memento_sgl.pages import embedded, render_page, verbatim
-from memento_sgl.simulate import Replayer, block_lines
-from memento_sgl.simulate_show import size
-from memento_sgl.trace_formats import Trace
+from memento_sgl.offline.inputs.formats import Trace
+from memento_sgl.offline.simulate.model_shape import ModelShape
+from memento_sgl.offline.simulate.replay import Replayer, block_lines
+from memento_sgl.offline.simulate.tables import size
+from memento_sgl.offline.view.html import embedded, render_page, verbatim
+from memento_sgl.rule.accounting import account, kv_curve
+from memento_sgl.rule.machine import Block, Eviction
 
 """Requests on a page unless asked for more."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
-from memento_pipeline._weights import Header, Matrix, matrix, read_header, rewrite
+from memento_pipeline.checkpoint.weights import Header, Matrix, matrix, read_header, rewrite
 from memento_sgl.errors import DataError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memento_pipeline._checkpoint import Checkpoint, Names, open_checkpoint
-from memento_pipeline._pairs import MARKERS
-from memento_pipeline._weights import FLOATS, Matrix, read_row
-from memento_pipeline.chat import load_template
+from memento_pipeline.checkpoint.files import Checkpoint, Names, open_checkpoint
+from memento_pipeline.checkpoint.weights import FLOATS, Matrix, read_row
+from memento_pipeline.output.chat import load_template
+from memento_pipeline.text.pairs import MARKERS
 from memento_sgl.errors import ConfigError, DataError
 
 IM_START = "<|im_start|>"

@@ -9,17 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from memento_pipeline.assemble import AssembleOptions
-from memento_pipeline.cli_options import RULES
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.export import ExportOptions
-from memento_pipeline.options import RunOptions, Shard
-from memento_pipeline.read import ReadOptions
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.cli.options import RULES
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.output.assemble import AssembleOptions
+from memento_pipeline.output.export import ExportOptions
+from memento_pipeline.read.rows import ReadOptions
+from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_sgl.cli.user_config import default_base_url
 from memento_sgl.errors import ConfigError
-from memento_sgl.user_config import default_base_url
 
 PARTS: dict[str, tuple[type[Any], dict[str, str]]] = {
     "read": (

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from memento_pipeline import cli_options as o
+from memento_pipeline.cli import options as o
 
 CONVERT_HELP = """Turn raw chain-of-thought traces into training data with blocks and mementos.
 
@@ -134,7 +134,7 @@ def convert(
     quiet: Quiet = False,
 ) -> None:
     values = dict(locals())
-    from memento_pipeline import execute
+    from memento_pipeline.cli import execute
 
     execute.convert(values)
 
@@ -271,7 +271,7 @@ def assemble(
     memento assemble --out work --train-tokenizer Qwen3-8B-Memento --max-row-tokens 32768
     """
     values = dict(locals())
-    from memento_pipeline import execute
+    from memento_pipeline.cli import execute
 
     execute.assemble(values)
 
@@ -285,13 +285,13 @@ def merge(
 
     memento merge work-1 work-2 work-3 work-4 --out work
     """
-    from memento_pipeline import execute
+    from memento_pipeline.cli import execute
 
     execute.merge(out, folders, quiet)
 
 
 def _stage(stage: str, values: dict[str, Any]) -> None:
-    from memento_pipeline import execute
+    from memento_pipeline.cli import execute
 
     execute.stage(stage, values)
 

@@ -11,20 +11,20 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from memento_pipeline import show
-from memento_pipeline.build_options import build
-from memento_pipeline.chat import load_template
-from memento_pipeline.convert import Exit, rows, run_stages
-from memento_pipeline.export import write_outputs
-from memento_pipeline.merge import merge as merge_folders
-from memento_pipeline.options import RunOptions
-from memento_pipeline.plan import plan
-from memento_pipeline.read import count_rows
-from memento_pipeline.results import converted
-from memento_pipeline.schema import STAGES
-from memento_pipeline.store import FILE_NAME, Store, peek_note
-from memento_pipeline.tokenize import RowTokenizer
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.cli import show
+from memento_pipeline.cli.build_options import build
+from memento_pipeline.output.chat import load_template
+from memento_pipeline.output.export import write_outputs
+from memento_pipeline.output.tokenize import RowTokenizer
+from memento_pipeline.read.rows import count_rows
+from memento_pipeline.run.convert import Exit, rows, run_stages
+from memento_pipeline.run.merge import merge as merge_folders
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.plan import plan
+from memento_pipeline.run.results import converted
+from memento_pipeline.store.folder import FILE_NAME, Store, peek_note
+from memento_pipeline.store.schema import STAGES
+from memento_pipeline.text.tokens import load_counter
 from memento_sgl.errors import ConfigError, DataError, MementoError, PipelineError, StoreError
 
 console = Console(stderr=True)
@@ -173,7 +173,7 @@ def _dry_run(options: RunOptions) -> None:
 
 
 def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
-    from memento_pipeline.ray_convert import convert_on_ray
+    from memento_pipeline.run.ray_convert import convert_on_ray
 
     codes = convert_on_ray(options, shards, retry_failed=retry_failed)
     with Store(options.out, create=False) as store:

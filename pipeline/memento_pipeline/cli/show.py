@@ -10,12 +10,12 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from memento_pipeline.cli_options import RULES
-from memento_pipeline.convert import Outcome
-from memento_pipeline.options import RunOptions
-from memento_pipeline.plan import Plan
-from memento_pipeline.progress import duration
+from memento_pipeline.cli.options import RULES
 from memento_pipeline.records import Converted
+from memento_pipeline.run.convert import Outcome
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.plan import Plan
+from memento_pipeline.run.progress import duration
 
 MOST_REASONS = 8
 LONGEST_REASON = 700  # characters: a server's words and a hint in one

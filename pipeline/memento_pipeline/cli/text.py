@@ -65,9 +65,9 @@ def validate(
     from rich.console import Console
     from rich.markup import escape
 
-    from memento_pipeline.convert import Exit
-    from memento_pipeline.execute import exit_codes
-    from memento_pipeline.validate import validate_files
+    from memento_pipeline.cli.execute import exit_codes
+    from memento_pipeline.output.validate import validate_files
+    from memento_pipeline.run.convert import Exit
 
     console = Console(soft_wrap=True, highlight=False)
     shown = 0
@@ -106,8 +106,8 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
-    from memento_pipeline.execute import exit_codes
-    from memento_pipeline.report import write_report
+    from memento_pipeline.cli.execute import exit_codes
+    from memento_pipeline.report.page import write_report
 
     with exit_codes():
         path = write_report(folder, out or folder / "report.html", traces, facts)
@@ -128,8 +128,8 @@ def init_model(
     from rich.console import Console
     from rich.markup import escape
 
-    from memento_pipeline.execute import exit_codes
-    from memento_pipeline.init_model import init_model as initialise
+    from memento_pipeline.checkpoint.init_model import init_model as initialise
+    from memento_pipeline.cli.execute import exit_codes
 
     with exit_codes():
         done = initialise(source, target, template=template, seed=seed, noise=noise)

@@ -16,7 +16,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from memento_pipeline.wire import Schema
+from memento_pipeline.llm.wire import Schema
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeVar
 
-from memento_pipeline.answers import Parsed
-from memento_pipeline.paid import Answer, Meter, PaidLlm
-from memento_pipeline.wire import Prompt
+from memento_pipeline.llm.answers import Parsed
+from memento_pipeline.llm.paid import Answer, Meter, PaidLlm
+from memento_pipeline.llm.wire import Prompt
 from memento_sgl.errors import AnswerError, RefusedError
 
 T = TypeVar("T")

@@ -20,11 +20,11 @@ from typing import Any
 
 import httpx
 
-from memento_pipeline import diagnosis
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import RateLimit, Slots, backoff, sleep_until
-from memento_pipeline.responses import Completion, Failure
-from memento_pipeline.wire import Prompt, Server
+from memento_pipeline.llm import diagnosis
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.rate import RateLimit, Slots, backoff, sleep_until
+from memento_pipeline.llm.responses import Completion, Failure
+from memento_pipeline.llm.wire import Prompt, Server
 from memento_sgl.errors import EndpointError, RefusedError
 
 log = logging.getLogger(__name__)

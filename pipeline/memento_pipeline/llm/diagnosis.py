@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memento_pipeline.responses import Failure
-from memento_pipeline.wire import Server
+from memento_pipeline.llm.responses import Failure
+from memento_pipeline.llm.wire import Server
 from memento_sgl.errors import EndpointError, StoppedError
 
 AGAIN = "run the command again to resume"

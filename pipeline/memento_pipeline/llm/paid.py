@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.llm import Llm
+from memento_pipeline.llm.client import Llm
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.wire import Completion, Prompt
 from memento_pipeline.records import Usage
-from memento_pipeline.schema import Spent, StoredAnswer
-from memento_pipeline.store import Store
-from memento_pipeline.wire import Completion, Prompt
+from memento_pipeline.store.folder import Store
+from memento_pipeline.store.schema import Spent, StoredAnswer
 from memento_sgl.errors import ConfigError, StoppedError
 
 N = TypeVar("N", int, float)

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from memento_pipeline.answers import judgements_schema, neutralise, scores_schema
+from memento_pipeline.llm.answers import judgements_schema, neutralise, scores_schema
+from memento_pipeline.llm.wire import Prompt
 from memento_pipeline.records import Sentences
-from memento_pipeline.wire import Prompt
 from memento_sgl.templates import template_path
 
 TEMPLATES = (

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from memento_pipeline.limits import retry_after
+from memento_pipeline.llm.rate import retry_after
 
 FATAL = {401: "key", 402: "account"}
 FATAL_AT_FIRST = {403: "key", 404: "address"}  # later they may be about one request (moderation)

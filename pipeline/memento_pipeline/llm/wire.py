@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import Slot
-from memento_pipeline.responses import Completion, Failure, Response, read
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.rate import Slot
+from memento_pipeline.llm.responses import Completion, Failure, Response, read
 
 __all__ = ["Completion", "Failure", "Prompt", "Schema", "Server"]
 

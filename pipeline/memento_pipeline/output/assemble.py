@@ -16,7 +16,9 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from memento_pipeline._pairs import (
+from memento_pipeline.records import Converted, Record, Row, Status
+from memento_pipeline.text.escape import escape, special_count
+from memento_pipeline.text.pairs import (
     BLOCK_END,
     BLOCK_START,
     SUMMARY_END,
@@ -24,9 +26,7 @@ from memento_pipeline._pairs import (
     outside,
     pairs,
 )
-from memento_pipeline.escape import escape, special_count
-from memento_pipeline.records import Converted, Record, Row, Status
-from memento_pipeline.tokens import TokenCounter, count
+from memento_pipeline.text.tokens import TokenCounter, count
 from memento_sgl.errors import DataError
 
 THINK, END_THINK = "<think>", "</think>"

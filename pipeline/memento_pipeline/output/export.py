@@ -23,14 +23,14 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from memento_pipeline._sinks import JsonlSink, ParquetSink, Sink, write_whole
-from memento_pipeline.assemble import Assembled, AssembleOptions, assemble_row
-from memento_pipeline.card import render_card
-from memento_pipeline.chat import ChatTemplate, load_template
+from memento_pipeline.output.assemble import Assembled, AssembleOptions, assemble_row
+from memento_pipeline.output.card import render_card
+from memento_pipeline.output.chat import ChatTemplate, load_template
+from memento_pipeline.output.sinks import JsonlSink, ParquetSink, Sink, write_whole
+from memento_pipeline.output.stats import Stats
+from memento_pipeline.output.tokenize import TOKENIZED_SCHEMA, RowTokenizer
 from memento_pipeline.records import Converted, Record, Rejected, Status
-from memento_pipeline.stats import Stats
-from memento_pipeline.tokenize import TOKENIZED_SCHEMA, RowTokenizer
-from memento_pipeline.tokens import TokenCounter
+from memento_pipeline.text.tokens import TokenCounter
 
 _DEFAULT = pa.schema(
     [

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from memento_pipeline.assemble import Assembled
+from memento_pipeline.output.assemble import Assembled
 from memento_pipeline.records import Converted, Rejected, Status
 
 PASS_SCORE = 8.0

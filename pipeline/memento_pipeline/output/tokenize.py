@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from memento_pipeline.chat import ChatTemplate
-from memento_sgl.config import MementoConfig
+from memento_pipeline.output.chat import ChatTemplate
 from memento_sgl.errors import DataError
-from memento_sgl.machine import replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.text_tokens import TextTokenizer
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import resolve_markers
 
 IGNORED = -100
 """Label of tokens that are not learned."""

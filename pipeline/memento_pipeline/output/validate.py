@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memento_pipeline._files import ROW_FOLDERS, STORE, data_files, list_files
-from memento_pipeline._pairs import MARKERS
-from memento_pipeline.assemble import END_THINK, THINK, parse_response
-from memento_sgl.config import MementoConfig
+from memento_pipeline.output.assemble import END_THINK, THINK, parse_response
+from memento_pipeline.read.files import ROW_FOLDERS, STORE, data_files, list_files
+from memento_pipeline.text.pairs import MARKERS
 from memento_sgl.errors import DataError
-from memento_sgl.machine import BlockMachine
-from memento_sgl.markers import MarkerIds
-from memento_sgl.row_files import TABLES, Broken, named_like, read_values
+from memento_sgl.offline.inputs.rows import TABLES, Broken, named_like, read_values
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine
+from memento_sgl.rule.markers import MarkerIds
 
 _SPECIAL = re.compile(r"<[|｜][^\s<>|｜]{1,64}[|｜]>|</?think>")
 _IDS = MarkerIds(1, 2, 3, 4)

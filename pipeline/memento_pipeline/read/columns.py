@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from memento_pipeline._said import RowError
-from memento_pipeline._turns import THOUGHT_KEYS
-from memento_sgl.row_files import Unreadable
+from memento_pipeline.read.said import RowError
+from memento_pipeline.read.turns import THOUGHT_KEYS
+from memento_sgl.offline.inputs.rows import Unreadable
 
 THOUGHTS: dict[str, tuple[str, ...]] = {
     "cot": (),

@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from memento_pipeline._splits import ALL, DEFAULT, split_of
+from memento_pipeline.read.splits import ALL, DEFAULT, split_of
 from memento_sgl.errors import ConfigError
-from memento_sgl.row_files import JSON, LINES, TABLES, named_like
+from memento_sgl.offline.inputs.rows import JSON, LINES, TABLES, named_like
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-from memento_pipeline._columns import (
+from memento_pipeline.read.columns import (
     RESPONSES,
     THOUGHTS,
     Names,
@@ -18,9 +18,9 @@ from memento_pipeline._columns import (
     missing,
     present,
 )
-from memento_pipeline._said import RowError, Said, join, take_apart
-from memento_pipeline._turns import read_answer, read_chat, thought_text
-from memento_pipeline.escape import unescape
+from memento_pipeline.read.said import RowError, Said, join, take_apart
+from memento_pipeline.read.turns import read_answer, read_chat, thought_text
+from memento_pipeline.text.escape import unescape
 
 Choose = Literal["first", "all", "verified"]
 """Of several generations: the first, all, or the first that the row calls right."""

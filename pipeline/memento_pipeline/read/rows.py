@@ -20,15 +20,15 @@ from typing import Any
 
 from pydantic import Field
 
-from memento_pipeline._columns import ROLES
-from memento_pipeline._files import list_files
-from memento_pipeline._rows import Choose
-from memento_pipeline._said import RowError
-from memento_pipeline._shapes import to_traces
+from memento_pipeline.read.columns import ROLES
+from memento_pipeline.read.files import list_files
+from memento_pipeline.read.row_parts import Choose
+from memento_pipeline.read.said import RowError
+from memento_pipeline.read.shapes import to_traces
 from memento_pipeline.records import Record, Rejected, Trace
-from memento_pipeline.tokens import TokenCounter, count
+from memento_pipeline.text.tokens import TokenCounter, count
 from memento_sgl.errors import ConfigError
-from memento_sgl.row_files import Broken, count_values, read_values
+from memento_sgl.offline.inputs.rows import Broken, count_values, read_values
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memento_pipeline._pairs import outside, pairs
-from memento_pipeline.escape import unescape
 from memento_pipeline.records import Span
-from memento_pipeline.split import is_boundary
+from memento_pipeline.text.escape import unescape
+from memento_pipeline.text.pairs import outside, pairs
+from memento_pipeline.text.split import is_boundary
 
 TAGS = (
     ("<think>", "</think>"),

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from memento_pipeline._columns import Names, Row, cell, limo, readable
-from memento_pipeline._rows import Choose, Text, texts_of
-from memento_pipeline._said import RowError
+from memento_pipeline.read.columns import Names, Row, cell, limo, readable
+from memento_pipeline.read.row_parts import Choose, Text, texts_of
+from memento_pipeline.read.said import RowError
 from memento_pipeline.records import Trace
 
 _LARGEST = 2**63 - 1  # what the output's int64 columns hold

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memento_pipeline._said import RowError, Said, join
+from memento_pipeline.read.said import RowError, Said, join
 
 ROLES = {
     "user": ("user", "human", "prompter"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memento_pipeline._tally import Distribution
+from memento_pipeline.report.tally import Distribution
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 560, 220, 44, 30, 46
 _BINS, _LEAST_BINS = 24, 10

@@ -12,17 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from memento_pipeline._charts import Chart, histogram
-from memento_pipeline._sinks import write_whole
-from memento_pipeline._tally import Tally
-from memento_pipeline.quality import Recall, read_reference
+from memento_pipeline.output.sinks import write_whole
+from memento_pipeline.output.stats import PASS_SCORE, reason_kind
 from memento_pipeline.records import Converted, Memento
-from memento_pipeline.results import converted
-from memento_pipeline.schema import Paid
-from memento_pipeline.stats import PASS_SCORE, reason_kind
-from memento_pipeline.store import Store
+from memento_pipeline.report.charts import Chart, histogram
+from memento_pipeline.report.quality import Recall, read_reference
+from memento_pipeline.report.tally import Tally
+from memento_pipeline.run.results import converted
+from memento_pipeline.store.folder import Store
+from memento_pipeline.store.schema import Paid
 from memento_sgl.errors import ConfigError
-from memento_sgl.pages import embedded, render_page, verbatim
+from memento_sgl.offline.view.html import embedded, render_page, verbatim
 
 MOST_CHARACTERS = 20_000
 """Of one text in the browser; the store has all of it."""

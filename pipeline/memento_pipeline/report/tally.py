@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from memento_pipeline.output.stats import PASS_SCORE, reason_kind
 from memento_pipeline.records import Converted, Memento
-from memento_pipeline.stats import PASS_SCORE, reason_kind
 
 
 class Distribution:

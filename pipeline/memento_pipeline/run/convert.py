@@ -14,18 +14,18 @@ from enum import IntEnum
 from itertools import islice
 from typing import NamedTuple, cast
 
-from memento_pipeline.llm import Llm
-from memento_pipeline.logs import LogFile
-from memento_pipeline.options import RunOptions, Shard
-from memento_pipeline.paid import PaidLlm
-from memento_pipeline.progress import Display, View, duration
-from memento_pipeline.read import read_traces
+from memento_pipeline.llm.client import Llm
+from memento_pipeline.llm.paid import PaidLlm
+from memento_pipeline.read.rows import read_traces
 from memento_pipeline.records import Rejected, Trace
-from memento_pipeline.runner import Runner, Source, Summary
-from memento_pipeline.schema import STAGES, Spent
-from memento_pipeline.stages import Stages
-from memento_pipeline.store import Store
-from memento_pipeline.tokens import TokenCounter, load_counter
+from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.run.progress import Display, View, duration
+from memento_pipeline.run.runner import Runner, Source, Summary
+from memento_pipeline.run.stages import Stages
+from memento_pipeline.store.folder import Store
+from memento_pipeline.store.logs import LogFile
+from memento_pipeline.store.schema import STAGES, Spent
+from memento_pipeline.text.tokens import TokenCounter, load_counter
 from memento_sgl.errors import StoppedError
 
 log = logging.getLogger(__name__)

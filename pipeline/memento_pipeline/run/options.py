@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from memento_pipeline.assemble import AssembleOptions
-from memento_pipeline.cli_options import RULES
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.export import ExportOptions
-from memento_pipeline.prompts import fingerprint
-from memento_pipeline.read import ReadOptions
+from memento_pipeline.cli.options import RULES
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.prompts import fingerprint
+from memento_pipeline.output.assemble import AssembleOptions
+from memento_pipeline.output.export import ExportOptions
+from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.records import Record
-from memento_pipeline.schema import Settings
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.schema import Settings
 from memento_sgl.errors import ConfigError
 
 """The model name of the offline baseline."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from memento_pipeline.options import RunOptions
-from memento_pipeline.prompts import score_prompt, system_prompt
-from memento_pipeline.read import why_filtered
+from memento_pipeline.llm.prompts import score_prompt, system_prompt
+from memento_pipeline.read.rows import why_filtered
 from memento_pipeline.records import Rejected, Sentences, Trace
-from memento_pipeline.rules import forced_scores
-from memento_pipeline.score import calls_for, passes
-from memento_pipeline.split import split
-from memento_pipeline.summarize import WHOLE
-from memento_pipeline.tokens import TokenCounter, count
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.stages.rules import forced_scores
+from memento_pipeline.stages.score import calls_for, passes
+from memento_pipeline.stages.summarize import WHOLE
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import TokenCounter, count
 
 BLOCK_TOKENS = 1150  # of an average block (paper, section 2)
 REFINED = 0.72  # of the mementos fail the first judgement (paper, section 2)

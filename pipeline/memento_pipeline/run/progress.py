@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from memento_pipeline.schema import Spent
+from memento_pipeline.store.schema import Spent
 
 PLAIN_INTERVAL = 10.0  # seconds between lines when there is no terminal
 LIVE_INTERVAL = 0.25

@@ -14,11 +14,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memento_pipeline.convert import Exit, run_stages
-from memento_pipeline.merge import merge
-from memento_pipeline.options import RunOptions, Shard
-from memento_pipeline.store import Store
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.run.convert import Exit, run_stages
+from memento_pipeline.run.merge import merge
+from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.store.folder import Store
+from memento_pipeline.text.tokens import load_counter
 from memento_sgl.errors import ConfigError, PipelineError
 
 

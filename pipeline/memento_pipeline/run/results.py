@@ -13,9 +13,9 @@ from memento_pipeline.records import (
     Sentences,
     Status,
 )
-from memento_pipeline.runner import total_usage
-from memento_pipeline.stages import Mementos
-from memento_pipeline.store import Store
+from memento_pipeline.run.runner import total_usage
+from memento_pipeline.run.stages import Mementos
+from memento_pipeline.store.folder import Store
 
 R = TypeVar("R", bound=Record)
 

@@ -18,11 +18,11 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
-from memento_pipeline.llm import Llm
-from memento_pipeline.paid import Meter, all_done
+from memento_pipeline.llm.client import Llm
+from memento_pipeline.llm.paid import Meter, all_done
 from memento_pipeline.records import Record, Rejected, Status, Trace, Usage
-from memento_pipeline.schema import STAGES, Seen
-from memento_pipeline.store import Store
+from memento_pipeline.store.folder import Store
+from memento_pipeline.store.schema import STAGES, Seen
 from memento_sgl.errors import (
     AnswerError,
     EndpointError,

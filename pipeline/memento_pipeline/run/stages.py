@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from memento_pipeline.checks import check_memento
-from memento_pipeline.cli_options import RULES
-from memento_pipeline.options import RunOptions
-from memento_pipeline.paid import Meter, PaidLlm
-from memento_pipeline.read import why_filtered
+from memento_pipeline.cli.options import RULES
+from memento_pipeline.llm.paid import Meter, PaidLlm
+from memento_pipeline.read.rows import why_filtered
 from memento_pipeline.records import (
     Block,
     BoundaryScores,
@@ -18,13 +16,15 @@ from memento_pipeline.records import (
     Sentences,
     Trace,
 )
-from memento_pipeline.relax import cut_thought
-from memento_pipeline.rules import extract_memento, forced_scores, rule_scores
-from memento_pipeline.score import score_boundaries
-from memento_pipeline.segment import keep_blocks
-from memento_pipeline.split import split
-from memento_pipeline.summarize import gate, make_mementos
-from memento_pipeline.tokens import TokenCounter, count
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.stages.checks import check_memento
+from memento_pipeline.stages.relax import cut_thought
+from memento_pipeline.stages.rules import extract_memento, forced_scores, rule_scores
+from memento_pipeline.stages.score import score_boundaries
+from memento_pipeline.stages.segment import keep_blocks
+from memento_pipeline.stages.summarize import gate, make_mementos
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import TokenCounter, count
 
 
 class Mementos(Record):

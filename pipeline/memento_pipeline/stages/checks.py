@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from memento_pipeline.escape import special_count
+from memento_pipeline.text.escape import special_count
 
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _LIST_NUMBER = re.compile(r"^\s*(?:[-*]\s*)?\(?\d{1,2}[.)](?=\s)", re.MULTILINE)

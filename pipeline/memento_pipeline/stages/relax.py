@@ -12,8 +12,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from memento_pipeline.records import BoundaryScores, Finer, Segmentation, Sentences
-from memento_pipeline.segment import SegmentOptions, cut_blocks
-from memento_pipeline.tokens import TokenCounter, count_between
+from memento_pipeline.stages.segment import SegmentOptions, cut_blocks
+from memento_pipeline.text.tokens import TokenCounter, count_between
 
 _PIECES = 16
 """New boundaries lie at least this part of the largest block apart: enough to choose from."""

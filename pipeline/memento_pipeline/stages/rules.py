@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from memento_pipeline.records import BoundaryScores, DecidedBy, Sentences
-from memento_pipeline.split import split
-from memento_pipeline.tokens import TokenCounter
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import TokenCounter
 
 LEAST_RATIO, MOST_RATIO = 0.15, 0.25
 """Memento tokens per block token (paper, average 0.17)."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import Field
 
-from memento_pipeline.answers import parse_scores
-from memento_pipeline.asking import all_of, ask_items
-from memento_pipeline.paid import Meter, PaidLlm
-from memento_pipeline.prompts import score_prompt
+from memento_pipeline.llm.answers import parse_scores
+from memento_pipeline.llm.asking import all_of, ask_items
+from memento_pipeline.llm.paid import Meter, PaidLlm
+from memento_pipeline.llm.prompts import score_prompt
+from memento_pipeline.llm.wire import Prompt
 from memento_pipeline.records import BoundaryScores, Record, Sentences, Trace
-from memento_pipeline.wire import Prompt
 
 
 class ScoreOptions(Record):

@@ -21,7 +21,6 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from memento_pipeline._hull import Search
 from memento_pipeline.records import (
     BoundaryScores,
     Segmentation,
@@ -29,6 +28,7 @@ from memento_pipeline.records import (
     Span,
     blocks_of,
 )
+from memento_pipeline.stages.hull import Search
 from memento_sgl.errors import DataError
 
 

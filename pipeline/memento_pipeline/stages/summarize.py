@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import Field
 
-from memento_pipeline.answers import (
+from memento_pipeline.llm.answers import (
     Judgement,
     Parsed,
     Review,
@@ -24,9 +24,10 @@ from memento_pipeline.answers import (
     parse_mementos,
     parse_reviews,
 )
-from memento_pipeline.asking import all_of, ask_items
-from memento_pipeline.paid import Meter, PaidLlm
-from memento_pipeline.prompts import BlockView, marked, memento_prompt, nonce_for
+from memento_pipeline.llm.asking import all_of, ask_items
+from memento_pipeline.llm.paid import Meter, PaidLlm
+from memento_pipeline.llm.prompts import BlockView, marked, memento_prompt, nonce_for
+from memento_pipeline.llm.wire import Prompt
 from memento_pipeline.records import (
     Attempt,
     Block,
@@ -36,7 +37,6 @@ from memento_pipeline.records import (
     Sentences,
     Trace,
 )
-from memento_pipeline.wire import Prompt
 
 T = TypeVar("T")
 WHOLE = 0.9  # of a trace's tokens: who asks about as much sees all of it

@@ -19,9 +19,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from memento_pipeline.lock import FolderLock
 from memento_pipeline.records import Rejected, Status, Trace, Usage
-from memento_pipeline.schema import (
+from memento_pipeline.store.lock import FolderLock
+from memento_pipeline.store.schema import (
     SCHEMA,
     SCHEMA_VERSION,
     STAGES,
@@ -38,7 +38,7 @@ from memento_pipeline.schema import (
     settle,
     upgrade,
 )
-from memento_pipeline.writer import GroupCommit
+from memento_pipeline.store.writer import GroupCommit
 from memento_sgl.errors import StoreError
 
 FILE_NAME = "store.sqlite"

@@ -18,9 +18,9 @@ import re
 from collections.abc import Collection
 from itertools import islice, pairwise
 
-from memento_pipeline._protect import Spans, protected_spans
 from memento_pipeline.records import Sentences
-from memento_pipeline.tokens import TokenCounter, count_between
+from memento_pipeline.text.protect import Spans, protected_spans
+from memento_pipeline.text.tokens import TokenCounter, count_between
 
 MIN_TOKENS = 5
 """Sentences with fewer tokens join a neighbour."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from memento_sgl.errors import ConfigError
-from memento_sgl.text_tokens import load_tokenizer, tokenizer_file
+from memento_sgl.offline.inputs.tokens import load_tokenizer, tokenizer_file
 
 APPROX = "approx-1"
 """Name of the built-in approximation; the number changes whenever its counts do."""
