@@ -12,21 +12,25 @@ PACKAGES = {
     "memento_frontend": ROOT / "frontend/memento_frontend",
     "memento_pipeline": ROOT / "pipeline/memento_pipeline",
 }
-ENTRY_POINT = "memento_sgl/cli.py"  # the one command line over all packages
-NEEDS_PATCHES = {"memento_sgl/serving.py", "memento_sgl/commands.py"}  # function-level only
+ENTRY_POINT = "memento_sgl/cli/app.py"  # the one command line over all packages
+NEEDS_PATCHES = {
+    "memento_sgl/serve/arguments.py",
+    "memento_sgl/cli/serve.py",
+}  # function-level only
 RUNTIME = {
-    "memento_sgl/platform.py",
-    "memento_sgl/engine.py",
-    "memento_sgl/radix.py",
-    "memento_sgl/radix_events.py",
-    "memento_sgl/radix_tree.py",
-    "memento_sgl/reasoning.py",
-    "memento_sgl/reservation.py",
-    "memento_sgl/serving.py",
-    "memento_sgl/staging.py",
-    "memento_sgl/launch.py",
-    "memento_sgl/sglang_flags.py",
-    "memento_sgl/watch.py",
+    "memento_sgl/cpu/platform.py",
+    "memento_sgl/serve/engine.py",
+    "memento_sgl/cache/events.py",
+    "memento_sgl/cache/paged.py",
+    "memento_sgl/cache/requests.py",
+    "memento_sgl/cache/tree.py",
+    "memento_sgl/serve/reasoning.py",
+    "memento_sgl/admission/budget.py",
+    "memento_sgl/serve/arguments.py",
+    "memento_sgl/engine/staging.py",
+    "memento_sgl/serve/launch.py",
+    "memento_sgl/serve/sglang_flags.py",
+    "memento_sgl/observe/watch.py",
 }
 
 PROGRAMS = {  # SGLang's frontend language, never its runtime

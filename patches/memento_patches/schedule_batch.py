@@ -8,8 +8,8 @@ from typing import Any
 
 from sglang.srt.managers.utils import is_health_check_generate_req
 
-from memento_sgl import runtime
-from memento_sgl.radix import PrunableRadixCache
+from memento_sgl.cache.requests import RequestCache
+from memento_sgl.engine import runtime
 
 
 def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:
@@ -31,7 +31,7 @@ def around_refresh_fill_ids(original: Callable[..., None], req: Any) -> None:
 
 def before_release_req(*, req: Any, tree_cache: Any, **_kwargs: Any) -> None:
     """Upstream throws a retracted request's KV away; publish it, so that it resumes from there."""
-    if isinstance(tree_cache, PrunableRadixCache) and req.kv.holds_kv:
+    if isinstance(tree_cache, RequestCache) and req.kv.holds_kv:
         tree_cache.cache_retracted_req(req)
 
 

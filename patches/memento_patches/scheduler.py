@@ -9,13 +9,13 @@ from typing import Any
 from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
 from memento_patches.plugin import install
-from memento_sgl import runtime
+from memento_sgl.cache.tree import RadixTree
+from memento_sgl.engine import runtime
+from memento_sgl.engine.eviction import evict_running
+from memento_sgl.engine.integrity import check_ownership, check_ranks
 from memento_sgl.environment import check_slots
-from memento_sgl.eviction import evict_running
-from memento_sgl.ownership import check_ownership, check_ranks
-from memento_sgl.radix_tree import RadixTree
-from memento_sgl.reasoning import register_parser
-from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
+from memento_sgl.serve.arguments import RADIX_BACKEND, make_radix_cache, settings_of
+from memento_sgl.serve.reasoning import register_parser
 
 
 def around_init(
@@ -36,7 +36,8 @@ def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> A
     state = runtime.current()
     state.retry.step()
     if state.due:
-        evict_running(state, batch)
+        if stuck := evict_running(state, batch):
+            _retract(stuck, scheduler, batch)
         if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
             batch.batch_is_full = False  # slots are free, and blocks more are known
     if state.replaying:
@@ -45,6 +46,15 @@ def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> A
     if prepared is not None:  # else the step was put off: what was fed stays where it is
         state.reread.clear()
     return prepared
+
+
+def _retract(stuck: list[Any], scheduler: Any, batch: Any) -> None:
+    """As SGLang does where memory runs out; it finds out only later."""
+    for req in stuck:
+        batch.release_req(batch.reqs.index(req), len(batch.reqs))
+    batch.filter_batch(reqs_to_exclude=stuck)
+    for req in stuck:
+        scheduler._add_request_to_queue(req, is_retracted=True)
 
 
 def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool:

@@ -16,18 +16,20 @@ import torch
 from memento_patches.schedule_batch import before_release_req
 from sglang.srt.managers.schedule_batch import ReqKvInfo
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams, MatchPrefixParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
-from memento_sgl.markers import MarkerIds
-from memento_sgl.ownership import tree_slots
-from memento_sgl.radix import PrunableRadixCache
-from memento_sgl.request import RequestState, Settings
-from memento_sgl.runtime import Runtime
+from memento_sgl.cache.paged import PagedRadixCache
+from memento_sgl.cache.prefix import PrunableRadixCache
+from memento_sgl.engine.eviction import evict_prefix, evict_running, rows_to_next_point
+from memento_sgl.engine.integrity import pages_of, tree_slots
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 LETTERS = (5, 6, 7)
@@ -97,19 +99,40 @@ class Request:
 class World:
     """A pool, a tree and live requests, driven at random."""
 
-    def __init__(self, seed: int, **cache: Any) -> None:
+    def __init__(self, seed: int, page: int = 1, pool: int = POOL, **cache: Any) -> None:
         self.rng = random.Random(seed)
-        self.allocator = TokenToKVPoolAllocator(POOL, torch.float32, "cpu", None, False)
+        self.page, self.pool = page, pool // page * page
+        self.allocator = self.make_allocator()
         self.rows = ReqToTokenPool(16, ROW, "cpu", False)
-        params = CacheInitParams(False, self.rows, self.allocator, 1, **cache)
-        self.tree = PrunableRadixCache(params, MARKERS)
+        params = CacheInitParams(False, self.rows, self.allocator, page, **cache)
+        self.tree: Any = (
+            PrunableRadixCache(params, MARKERS)
+            if page == 1
+            else PagedRadixCache(params, MARKERS, self.move)
+        )
+        self.moved = self.parked = 0
         self.runtime = Runtime(Settings(CONFIG, MARKERS))
+        self.runtime._scheduler = SimpleNamespace(
+            token_to_kv_pool_allocator=self.allocator, enable_overlap=False, device_module=torch.cpu
+        )
         self.runtime.offsets = torch.zeros(17, dtype=torch.int64)
         self.written: dict[int, Any] = {}
         self.live: list[Request] = []
         self.waiting: list[Request] = []
         self.texts: list[list[int]] = [[5, 1, 6, 7, 2, 3, 5, 4, 6]]
         self.hits = self.crossed = self.count = 0
+
+    def make_allocator(self) -> Any:
+        pool = SimpleNamespace(move_kv_cache=self.move)
+        if self.page == 1:
+            return TokenToKVPoolAllocator(self.pool, torch.float32, "cpu", pool, False)
+        return PagedTokenToKVPoolAllocator(self.pool, self.page, torch.float32, "cpu", pool, False)
+
+    def move(self, target: Any, source: Any) -> None:
+        """What `written` says of a slot moves with its KV."""
+        held = [self.written[slot] for slot in source.tolist()]
+        self.written.update(zip(target.tolist(), held, strict=True))
+        self.moved += len(held)
 
     # ---- the model
 
@@ -136,16 +159,19 @@ class World:
         return held
 
     def check(self) -> None:
-        owned = [self.allocator.free_pages, *tree_slots(self.tree)]
+        page = self.page
+        owned = [self.allocator.free_pages]
+        owned += [pages_of(slots, page) for slots in tree_slots(self.tree)]
         for req in self.live:
             rows = req.kv.kv_committed_len
             row = self.rows.req_to_token[req.kv.req_pool_idx, :rows].to(torch.int64)
-            owned.append(row[req.kv.cache_protected_len :])
+            pages_of(row, page)
+            owned.append(pages_of(row[req.kv.cache_protected_len :], page))
             right = rows - req.void_step
             for index, slot in zip(self.visible(req, right), row[:right].tolist(), strict=True):
                 assert self.written[slot] == self.identity(req, index), (req.rid, index)
-        slots = torch.cat(owned)
-        assert sorted(slots.tolist()) == list(range(1, POOL + 1))
+        pages = torch.cat(owned)
+        assert sorted(pages.tolist()) == list(range(1, self.pool // page + 1))
 
     # ---- steps
 
@@ -184,16 +210,24 @@ class World:
             self.match(req)
         assert req.full_untruncated_fill_ids == req.memento.visible(array("q", req.ids))
         assert -req.already_computed == req.memento.evicted
-        req.kv.cache_protected_len = hit = req.prefix_len
+        hit = req.prefix_len
         for index in self.visible(req, hit):
             req.weights[index] = self.tree.weight_version
         self.hits += hit
         self.crossed += req.memento.applied
         req.kv.kv_committed_len = req.kv.kv_allocated_len = hit
         self.rows.alloc([req])
+        req.lock = self.tree.lock(req.last_node)
+        if hit % self.page and self.allocator.available_size() + self.tree.evictable_size() == 0:
+            self.tree.unlock(req.lock)  # admission would not have let it in
+            self.rows.free(req)
+            req.forget_row()
+            req.memento.reset()
+            req.full_untruncated_fill_ids = array("q")
+            self.waiting.append(req)
+            return
         slots = self.tree.prefix_device_indices(req)
         self.rows.write((req.kv.req_pool_idx, slice(0, hit)), slots.to(torch.int32))
-        req.lock = self.tree.lock(req.last_node)
         self.live.append(req)
 
     def match(self, req: Request) -> None:
@@ -201,11 +235,21 @@ class World:
         params = MatchPrefixParams(key=RadixKey(req.full_untruncated_fill_ids), req=req)
         match = self.tree.match_prefix(params)
         req.prefix_len, req.last_node = match.device_prefix_len, match.last_device_node
+        req.kv.cache_protected_len = match.cache_protected_len
 
-    def take(self, _req: Request, count: int) -> Any:
-        if self.allocator.available_size() < count:
-            self.tree.evict(EvictParams(num_tokens=count - self.allocator.available_size()))
-        return self.allocator.alloc(count)
+    def take(self, req: Request, count: int) -> Any:
+        wanted = count if self.page == 1 else count + self.page
+        if self.allocator.available_size() < wanted:
+            self.tree.evict(EvictParams(num_tokens=wanted - self.allocator.available_size()))
+        if self.page == 1:
+            return self.allocator.alloc(count)
+        rows = req.kv.kv_committed_len
+        old, new = torch.tensor([rows]), torch.tensor([rows + count])
+        row = self.rows.req_to_token[req.kv.req_pool_idx]
+        last = row[rows - 1 : rows].to(torch.int64) if rows else torch.tensor([-1])
+        if req.prefilling:
+            return self.allocator.alloc_extend(old, old, new, new, last, count)
+        return self.allocator.alloc_decode(new, new, last)
 
     def advance(self) -> None:
         """One chunk of prefill, or one decode step."""
@@ -219,6 +263,10 @@ class World:
             self.decode(req)
 
     def prefill(self, req: Request, left: int) -> None:
+        if not evict_prefix(self.runtime, req, self.allocator, self.tree):
+            self.parked += 1
+            return
+        left = len(req.full_untruncated_fill_ids) - req.prefix_len
         limit = rows_to_next_point(req)
         count = min(left, self.rng.randint(1, 9), left if limit is None else limit)
         slots = self.take(req, count)
@@ -235,11 +283,7 @@ class World:
         if not req.skip_radix_cache_insert:
             self.tree.checkpoint(req, up_to=end)
         req.prefix_len = end
-        if count < left:
-            evict_prefix(self.runtime, req, self.allocator, self.tree)
-            left = len(req.full_untruncated_fill_ids) - req.prefix_len
-            assert left > 0
-        else:
+        if count == left:
             req.prefilling = False
             self.sample(req)
 
@@ -247,6 +291,8 @@ class World:
         if req in self.runtime.due:
             self.evict_now(req)
             self.runtime.replaying.discard(req)
+            if req not in self.live:
+                return
         if len(req.ids) >= ROW - 2:
             self.end(req, is_insert=True)
             return
@@ -267,7 +313,10 @@ class World:
             token_to_kv_pool_allocator=self.allocator,
             tree_cache=self.tree,
         )
-        evict_running(self.runtime, batch)
+        if evict_running(self.runtime, batch):
+            self.parked += 1
+            self.retract_request(req)
+            return
         req.void_step = False
         req.memento.replay = None
         assert int(batch.seq_lens[0]) == req.kv.kv_committed_len == req.kv.kv_allocated_len
@@ -332,6 +381,7 @@ class World:
         possible = self.tree.evictable_size()
         self.tree.evict(EvictParams(num_tokens=wanted))
         assert self.allocator.available_size() - before >= min(wanted, possible)
+        assert possible - self.tree.evictable_size() == self.allocator.available_size() - before
 
     def load(self) -> None:
         """New weights."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from memento_sgl.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
-from memento_sgl.markers import MarkerIds, resolve_markers
-from memento_sgl.request import Settings, check_options
+from memento_sgl.request.state import Settings, check_options
+from memento_sgl.rule.config import LARGEST, Limits, MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds, resolve_markers
 
 REFERENCE = (
     '{"enable": true, "keep_last_n_blocks": 0, "mask_delimiters": false, '
@@ -157,7 +156,7 @@ def test_contradictory_emission(
 
 def flags(*argv: str) -> argparse.Namespace:
     pytest.importorskip("torch")
-    from memento_sgl.serving import add_flags
+    from memento_sgl.serve.arguments import add_flags
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -165,7 +164,7 @@ def flags(*argv: str) -> argparse.Namespace:
 
 
 def parsed(*argv: str) -> MementoConfig | None:
-    from memento_sgl.serving import config_from_flags
+    from memento_sgl.serve.arguments import config_from_flags
 
     return config_from_flags(flags(*argv))
 
@@ -202,16 +201,13 @@ def test_bad_flags(argv: list[str], message: str) -> None:
         parsed(*argv)
 
 
-def test_a_backend_that_takes_pages_is_refused_with_prefix_caching() -> None:
+def test_prefixes_are_cached_at_every_page_size() -> None:
     pytest.importorskip("sglang")
-    from memento_sgl.serving import refuse_pages, required_arguments
+    from memento_sgl.serve.arguments import required_arguments
 
-    refuse_pages(SimpleNamespace(page_size=1, attention_backend="flashinfer"))
-    with pytest.raises(ConfigError, match="trtllm_mha takes 64: add --attention-backend"):
-        refuse_pages(SimpleNamespace(page_size=64, attention_backend="trtllm_mha"))
     config = MementoConfig(enable=True)
-    assert required_arguments(config, {"page_size": 64})["disable_radix_cache"]
-    assert "disable_radix_cache" not in required_arguments(config, {"page_size": 1})
+    for page in (None, 1, 64):
+        assert "disable_radix_cache" not in required_arguments(config, {"page_size": page})
 
 
 class Words:

@@ -1,8 +1,8 @@
-"""Page sizes above 1: rows under random interleavings, against the model of `radix_world`."""
+"""Page sizes above 1: rows under random interleavings, against the model of `radix_world`, with
+prefix caching and without; what is reused."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sglang")
 
-from radix_world import POOL, Request, World
-from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
-from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache
+from radix_world import LETTERS, Request, World, run_alone
+from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
 
-from memento_sgl.ownership import pages_of
+from memento_sgl.engine.integrity import pages_of
 
 
 class NoTree:
@@ -22,8 +21,14 @@ class NoTree:
 
     weight_version = 0
 
-    def __init__(self, rows: Any, allocator: Any) -> None:
+    disable = True
+
+    def __init__(self, rows: Any, allocator: Any, page: int) -> None:
         self.req_to_token_pool, self.token_to_kv_pool_allocator = rows, allocator
+        self.page_size = page
+
+    def evict(self, params: Any) -> None:
+        pass
 
     def checkpoint(self, req: Any, *, up_to: int) -> None:
         pass
@@ -36,24 +41,11 @@ class NoTree:
 
 
 class PagedWorld(World):
-    """No tree; slots come in pages, and what `written` says of a slot moves with its KV."""
+    """No tree."""
 
     def __init__(self, seed: int, page: int) -> None:
-        super().__init__(seed)
-        self.page = page
-        self.pages = POOL // page
-        pool = SimpleNamespace(move_kv_cache=self.move)
-        self.allocator = PagedTokenToKVPoolAllocator(POOL, page, torch.float32, "cpu", pool, False)
-        self.tree = NoTree(self.rows, self.allocator)
-        self.runtime._scheduler = SimpleNamespace(
-            token_to_kv_pool_allocator=self.allocator, enable_overlap=False, device_module=torch.cpu
-        )
-        self.moved = 0
-
-    def move(self, target: Any, source: Any) -> None:
-        held = [self.written[slot] for slot in source.tolist()]
-        self.written.update(zip(target.tolist(), held, strict=True))
-        self.moved += len(held)
+        super().__init__(seed, page)
+        self.tree = NoTree(self.rows, self.allocator, page)
 
     def resume(self) -> None:
         if not self.waiting or not self.rows.free_slots:
@@ -63,28 +55,8 @@ class PagedWorld(World):
         self.rows.alloc([req])
         self.live.append(req)
 
-    def take(self, req: Request, count: int) -> Any:
-        rows = req.kv.kv_committed_len
-        old, new = torch.tensor([rows]), torch.tensor([rows + count])
-        row = self.rows.req_to_token[req.kv.req_pool_idx]
-        last = row[rows - 1 : rows].to(torch.int64) if rows else torch.tensor([-1])
-        if req.prefilling:
-            return self.allocator.alloc_extend(old, old, new, new, last, count)
-        return self.allocator.alloc_decode(new, new, last)
-
     def evict(self) -> None:
         """There is no tree to take anything from."""
-
-    def check(self) -> None:
-        owned = [self.allocator.free_pages]
-        for req in self.live:
-            rows = req.kv.kv_committed_len
-            row = self.rows.req_to_token[req.kv.req_pool_idx, :rows].to(torch.int64)
-            owned.append(pages_of(row, self.page))
-            right = rows - req.void_step
-            for index, slot in zip(self.visible(req, right), row[:right].tolist(), strict=True):
-                assert self.written[slot] == self.identity(req, index), (req.rid, index)
-        assert sorted(torch.cat(owned).tolist()) == list(range(1, self.pages + 1))
 
 
 @pytest.mark.parametrize("page", [2, 4, 5, 16])
@@ -108,3 +80,102 @@ def test_a_row_that_is_not_laid_out_in_pages_is_found() -> None:
     for row in ([8, 9, 10, 11, 5, 6], [8, 10, 9, 11], [9, 10, 11], [8, 9, 4, 5]):
         with pytest.raises(AssertionError, match="laid out"):
             pages_of(torch.tensor(row), 4)
+
+
+@pytest.mark.parametrize("page", [4, 16])
+@pytest.mark.parametrize("tight", [False, True])
+def test_random_interleavings_of_what_is_shared(page: int, tight: bool) -> None:
+    """Rows hold what their own sequence would have computed; a page has one owner."""
+    world = World(page + tight, page, pool=(128 if tight else 448))
+    for number in range(4000):
+        try:
+            world.step()
+        except Exception as error:
+            raise AssertionError(f"page {page}, step {number}") from error
+    assert world.hits > 500
+    assert world.moved > 200
+    assert world.crossed > 10
+    assert world.parked > 0 or not tight
+    for req in list(world.live):
+        world.end(req, is_insert=True)
+    world.check()
+    world.tree.evict(EvictParams(num_tokens=world.pool))
+    assert world.allocator.available_size() == world.pool
+    assert not world.tree.root_node.children
+
+
+def block(*letters: int) -> list[int]:
+    return [1, *letters * 6, 2, 3, *letters, 5, 4]
+
+
+def one_call_per_block() -> list[tuple[list[int], list[int]]]:
+    """Each call goes on with all that was said, which ends with a memento."""
+    text, calls = [5, 6, 7], []
+    for letters in ((5, 6), (6, 7, 5), (7,), (5, 5, 6)):
+        calls.append((text, block(*letters)))
+        text = text + block(*letters)
+    return calls
+
+
+def turns() -> list[tuple[list[int], list[int]]]:
+    text, calls = [5, 6, 7], []
+    for letters in ((5, 6), (6, 7, 5), (7,)):
+        answer = [*block(*letters), *block(7, *letters), 6, 6, 7]
+        calls.append((text, answer))
+        text = [*text, *answer, 5, 7, 5]
+    return calls
+
+
+def samples(cut: int) -> list[tuple[list[int], list[int]]]:
+    """Four samples of a prompt that ends in a block, in its memento or behind it."""
+    prompt = [5, 6, 7, *block(5, 6, 7), *block(6, 7)]
+    return [(prompt[: len(prompt) - cut], [*prompt[len(prompt) - cut :], n, 6]) for n in LETTERS]
+
+
+CALLS = {
+    "calls": one_call_per_block(),
+    "turns": turns(),
+    "in a block": samples(8),
+    "in a memento": samples(2),
+    "behind": samples(0),
+}
+
+
+def reused(page: int, calls: list[tuple[list[int], list[int]]]) -> list[int]:
+    """Logical tokens that each call found in the tree."""
+    world, found = World(1, page, pool=448), []
+    for number, (prompt, answer) in enumerate(calls):
+        req = Request(number, prompt, {}, None)
+        world.waiting.append(req)
+        world.match(req)
+        found.append(req.prefix_len + req.memento.evicted)
+        world.waiting.clear()
+        run_alone(world, Request(number, prompt, {}, None), answer)
+        world.end(world.live[0], is_insert=True)
+    return found
+
+
+@pytest.mark.parametrize("page", [4, 16])
+@pytest.mark.parametrize("what", CALLS)
+def test_larger_pages_reuse_as_much_within_one_page(what: str, page: int) -> None:
+    best, found = reused(1, CALLS[what]), reused(page, CALLS[what])
+    assert sum(best) > 0
+    assert all(one - other < page for one, other in zip(best, found, strict=True)), (best, found)
+
+
+def test_no_room_for_a_copy_changes_nothing() -> None:
+    """Two requests share a block; the memento of one closes while the pool is full."""
+    world = World(1, 4, pool=32)
+    prompt = [5, 6, 7, 1, 5, 6, 7, 5, 6, 7, 5, 2, 3, 5, 6, 5]
+    first, second = (Request(n, [*prompt, n + 5], {}, None) for n in range(2))
+    for req in (first, second):
+        run_alone(world, req, [])
+    assert first.kv.cache_protected_len == second.kv.cache_protected_len == 16
+    filler = world.allocator.alloc(world.allocator.available_size())
+    row = world.rows.req_to_token[first.kv.req_pool_idx].clone()
+    end = first.kv.kv_committed_len
+    # as if two more rows than the private page holds had to be copied
+    assert not world.tree.evict_shared(first, 4, 4, 12, end)
+    assert torch.equal(row, world.rows.req_to_token[first.kv.req_pool_idx])
+    world.allocator.free(filler)
+    world.check()

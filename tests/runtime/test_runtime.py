@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.eviction import evict_prefix, rows_to_next_point
-from memento_sgl.machine import Eviction
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, Settings, check_options
-from memento_sgl.runtime import Runtime, logical_lengths
+from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
+from memento_sgl.engine.runtime import Runtime, logical_lengths
+from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.machine import Eviction
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 #         0  1  2  3  4  5  6  7
@@ -126,7 +126,7 @@ def test_a_prefix_loses_its_span_without_a_tree(
 ) -> None:
     runtime, req = make_runtime(), Request(TOKENS, [], restart=restart)
     table = torch.arange(10, 18).to(torch.int32)[None]
-    tree = SimpleNamespace(req_to_token_pool=SimpleNamespace(req_to_token=table))
+    tree = SimpleNamespace(page_size=1, req_to_token_pool=SimpleNamespace(req_to_token=table))
     req.hold(5)
     gone: list[int] = []
     allocator = SimpleNamespace(page_size=1, free=lambda slots: gone.extend(slots.tolist()))
@@ -253,7 +253,7 @@ def test_embeddings_hold_no_markers() -> None:
     from memento_patches.schedule_batch import after_reset_for_retract, after_set_finish_with_abort
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memento_sgl.runtime._current", runtime)
+        patch.setattr("memento_sgl.engine.runtime._current", runtime)
         req.output_ids = array("q")  # what SGLang does
         after_reset_for_retract(None, req)
         state: RequestState = req.memento  # type: ignore[attr-defined]

@@ -98,7 +98,7 @@ def test_a_step_done_again_counts_once_for_penalties(server: Served) -> None:
     knows all output but the newest token, and the last prompt token."""
     import torch
 
-    from memento_sgl.reference import masked_logits
+    from memento_sgl.offline.reference import masked_logits
 
     penalty, marker = 1.7, server.markers.summary_end
     seen = 0
@@ -310,7 +310,7 @@ def test_prompt_logprobs_are_refused_or_stock(server: Served) -> None:
 def test_output_logprobs_follow_the_mask(server: Served) -> None:
     import torch
 
-    from memento_sgl.reference import masked_logits
+    from memento_sgl.offline.reference import masked_logits
 
     ids, _, _ = random_jobs(1, seed=5)[0]
     answer = server.post("/generate", **(request_body(ids, 150) | {"return_logprob": True})).json()
