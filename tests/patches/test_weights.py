@@ -14,6 +14,7 @@ from memento_patches import weights
 from memento_patches.ledger import LEDGER
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
+from memento_sgl.cache.paged import PagedRadixCache
 from memento_sgl.cache.prefix import PrunableRadixCache
 
 READS = {
@@ -45,9 +46,9 @@ def test_every_method_of_the_manager_stands_in_one_list() -> None:
     assert wrapped("around_release") == {"release_memory_occupation"}
 
 
-@pytest.fixture
-def manager() -> Any:
-    tree = PrunableRadixCache.__new__(PrunableRadixCache)
+@pytest.fixture(params=[PrunableRadixCache, PagedRadixCache])
+def manager(request: pytest.FixtureRequest) -> Any:
+    tree = request.param.__new__(request.param)
     tree._weight_version = tree.generation = 0
     tree._freed = []
     tree.root_node = SimpleNamespace(children={})
