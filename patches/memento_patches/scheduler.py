@@ -40,11 +40,14 @@ def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> A
             _retract(stuck, scheduler, batch)
         if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
             batch.batch_is_full = False  # slots are free, and blocks more are known
-    if state.replaying:
+    fed = bool(state.replaying)
+    if fed:
         state.feed_replays(batch)
     prepared = original(scheduler, batch)
-    if prepared is not None:  # else the step was put off: what was fed stays where it is
+    if prepared is not None:
         state.reread.clear()
+    elif fed:
+        state.put_off()
     return prepared
 
 

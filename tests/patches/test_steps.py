@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,6 +84,29 @@ def test_a_step_that_was_put_off_is_still_done_again(state: runtime.Runtime) -> 
     assert state.reread == {"r"}
     assert around_decode(lambda scheduler, batch: batch, None, "batch") == "batch"
     assert not state.reread
+
+
+def test_a_step_that_was_put_off_reads_the_same_tokens(state: runtime.Runtime) -> None:
+    """The row would lack one of them, and all behind it stand one row too early."""
+    tokens = torch.zeros(4, dtype=torch.int64)
+    state._scheduler = SimpleNamespace(
+        enable_overlap=True,
+        forward_stream_ctx=nullcontext(),
+        future_map=SimpleNamespace(output_tokens_buf=tokens),
+    )
+    req = Req()
+    req.kv, req.finished = SimpleNamespace(req_pool_idx=2), lambda: False
+    req.origin_input_ids, req.output_ids = [5, 6], [7, 8, 9]
+    req.memento = SimpleNamespace(replay=3, prompt_len=2, length=5)
+    state.replaying.add(req)
+    batch, read = SimpleNamespace(reqs=[req]), []
+    for skipped in (True, False, True, True, False, False):
+        around_decode(lambda scheduler, batch, skip=skipped: None if skip else batch, None, batch)
+        if not skipped:
+            read.append(int(tokens[2]))
+    assert read == [8, 9, 9]  # the last step reads what sampling would have put there
+    assert req.memento.replay is None
+    assert not state.replaying
 
 
 def test_a_void_step_does_not_finish_its_request(state: runtime.Runtime) -> None:
