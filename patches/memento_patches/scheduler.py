@@ -61,13 +61,17 @@ def _retract(stuck: list[Any], scheduler: Any, batch: Any) -> None:
 
 
 def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
-    """SGLang's own interval between prefills knows nothing of segments."""
+    """SGLang's own interval between prefills knows nothing of segments.
+
+    A decode step that finds no memory ends the last running request: what the prompt holds cannot
+    be taken back. So the prompt goes on instead.
+    """
     req = scheduler.chunked_req
     due: bool = runtime.current().pacing.decode_next(
         more_segments=req is not None and req.memento.next_eviction is not None,
         others=not (running_batch.is_empty() or running_batch.is_prefill_only),
     )
-    return deferred or due
+    return deferred or (due and running_batch.check_decode_mem())
 
 
 def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:

@@ -13,11 +13,12 @@ pytest.importorskip("sglang")
 
 from memento_patches.output import RecordingStreamer, streamer_class
 from memento_patches.penalties import COUNTS, around_cumulate
-from memento_patches.scheduler import around_decode, not_voided
+from memento_patches.scheduler import around_decode, between_segments, not_voided
 from memento_patches.tokenizer_manager import add_record
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.sampling.penaltylib import BatchedPenalizerOrchestrator
 
+from memento_sgl.admission.pacing import SEGMENTS
 from memento_sgl.engine import runtime
 from memento_sgl.request.state import Settings
 from memento_sgl.rule.config import MementoConfig
@@ -107,6 +108,18 @@ def test_a_step_that_was_put_off_reads_the_same_tokens(state: runtime.Runtime) -
     assert read == [8, 9, 9]  # the last step reads what sampling would have put there
     assert req.memento.replay is None
     assert not state.replaying
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_no_decode_step_between_segments_without_memory(state: runtime.Runtime, fits: bool) -> None:
+    memento = SimpleNamespace(next_eviction="one")
+    scheduler = SimpleNamespace(chunked_req=SimpleNamespace(memento=memento))
+    running = SimpleNamespace(
+        is_empty=lambda: False, is_prefill_only=False, check_decode_mem=lambda: fits
+    )
+    steps = [between_segments(False, scheduler, running) for _ in range(SEGMENTS + 1)]
+    assert steps == [False] * SEGMENTS + [fits]
+    assert between_segments(True, scheduler, running)
 
 
 def test_a_void_step_does_not_finish_its_request(state: runtime.Runtime) -> None:
