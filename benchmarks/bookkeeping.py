@@ -69,13 +69,13 @@ def measure(blocks: int) -> float:
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
-    from memento_sgl.config import MementoConfig, RequestOptions
-    from memento_sgl.eviction import evict_prefix, rows_to_next_point
-    from memento_sgl.markers import MarkerIds
-    from memento_sgl.radix import PrunableRadixCache
-    from memento_sgl.request import RequestState, Settings
-    from memento_sgl.reservation import newcomer
-    from memento_sgl.runtime import Runtime
+    from memento_sgl.admission.budget import newcomer
+    from memento_sgl.cache.prefix import PrunableRadixCache
+    from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
+    from memento_sgl.engine.runtime import Runtime
+    from memento_sgl.request.state import RequestState, Settings
+    from memento_sgl.rule.config import MementoConfig, RequestOptions
+    from memento_sgl.rule.markers import MarkerIds
 
     markers = MarkerIds(1, 2, 3, 4)
     config = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from memento_pipeline.results import converted
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "pipeline"))
 from scenes import options, run, serving
@@ -34,7 +34,7 @@ def main() -> None:
             done = list(converted(store))
     characters = sum(len(trace.trace.thought) for trace in done)
     blocks = sum(len(trace.mementos) for trace in done)
-    calls, cached = dict(server.calls), server.tokens["cached"]
+    calls, cached = dict(server.calls), server.cached
     tokens = server.tokens["in"] + server.tokens["out"]
     total = calls.pop("all")
     print(f"{platform.machine()}, Python {platform.python_version()}, {source.name}")
@@ -44,7 +44,7 @@ def main() -> None:
     discounted = tokens - 0.9 * cached
     print(f"cached input a tenth {discounted / (characters / 4):.2f}")
     for stage in ("score", "summarize", "review", "refine", "judge"):
-        spent = [server.tokens[f"{stage} {way}"] / (characters / 4) for way in ("in", "out")]
+        spent = [server.by_stage[f"{stage} {way}"] / (characters / 4) for way in ("in", "out")]
         print(f"  {stage:10} in {spent[0]:.2f} out {spent[1]:.2f}")
 
 

@@ -17,11 +17,11 @@ from rich.table import Table
 from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.eviction import RowEdit, edit_rows
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import Settings
-from memento_sgl.runtime import Runtime
+from memento_sgl.engine.eviction import RowEdit, edit_rows
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.state import Settings
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import MarkerIds
 
 ROUNDS = 50
 BLOCK, TAIL, ROW, BATCH = 1150, 200, 4096, 1

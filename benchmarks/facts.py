@@ -12,14 +12,14 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from memento_pipeline.convert import run_stages
-from memento_pipeline.options import RunOptions
-from memento_pipeline.quality import Recall, of_run, read_reference
-from memento_pipeline.read import ReadOptions
-from memento_pipeline.results import converted
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.store import Store
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.read.rows import ReadOptions
+from memento_pipeline.report.quality import Recall, of_run, read_reference
+from memento_pipeline.run.convert import run_stages
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.store.folder import Store
+from memento_pipeline.text.tokens import load_counter
 
 FOLDER = Path(__file__).parent / "facts"
 TRACES, FACTS = FOLDER / "traces.jsonl", FOLDER / "facts.jsonl"

@@ -9,10 +9,10 @@ import time
 
 import torch
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.machine import replay
-from memento_sgl.markers import MarkerIds
-from memento_sgl.masks import flex_mask, tiles, token_fields
+from memento_sgl.offline.masks import flex_mask, tiles, token_fields
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import MarkerIds
 
 BLOCK, MEMENTO, BLOCKS = 1150, 194, 23  # paper: average block and memento
 PROMPT, ANSWER = 0, 50

@@ -16,9 +16,9 @@ from functools import wraps
 from time import perf_counter, thread_time
 from typing import Any
 
-from memento_sgl.runtime import Runtime
-from memento_sgl.trace_writer import TraceWriter
-from memento_sgl.watch import Observers, Watch
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.observe.trace.writer import TraceWriter
+from memento_sgl.observe.watch import Observers, Watch
 
 ON, OFF = signal.SIGUSR1, signal.SIGUSR2
 COUNTER = "memento_benchmark_seconds"

@@ -39,7 +39,7 @@ from benchmarks.serve import commands
 from benchmarks.shapes import SHAPES, write_model
 from benchmarks.traffic import Job, plain, reasoning
 from memento_sgl.demo.server import running_server
-from memento_sgl.metrics import PREFIX
+from memento_sgl.observe.metrics import PREFIX
 
 CONCURRENCY = 8
 POOL = 40_000

@@ -6,7 +6,7 @@ import platform
 import time
 
 import numpy as np
-from memento_pipeline.segment import SegmentOptions, segment
+from memento_pipeline.stages.segment import SegmentOptions, segment
 
 SCORES = {
     "integer": lambda rng, n: rng.integers(0, 4, n),

@@ -13,10 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from memento_pipeline.read import read_traces
+from memento_pipeline.read.rows import read_traces
 from memento_pipeline.records import Trace
-from memento_pipeline.split import split
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import load_counter
 
 PUBLISHED = 0.56  # million characters per second
 EXAMPLES = Path(__file__).parents[1] / "examples" / "traces.jsonl"

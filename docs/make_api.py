@@ -14,10 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"memento_sgl": ROOT, "memento_frontend": ROOT / "frontend"}
 MODULES = {
-    "Serving in Python": ["memento_sgl.engine", "memento_sgl.config", "memento_sgl.errors"],
+    "Serving in Python": [
+        "memento_sgl.serve.engine", "memento_sgl.rule.config", "memento_sgl.errors",
+    ],
     "The rule and its accounting": [
-        "memento_sgl.machine", "memento_sgl.markers", "memento_sgl.accounting",
-        "memento_sgl.simulate", "memento_sgl.reference", "memento_sgl.rollout",
+        "memento_sgl.rule.machine", "memento_sgl.rule.markers", "memento_sgl.rule.accounting",
+        "memento_sgl.offline.simulate.replay", "memento_sgl.offline.reference",
+        "memento_sgl.offline.rollout.record",
     ],
     "Asking a server": [
         "memento_frontend.results", "memento_frontend.options", "memento_frontend.native",

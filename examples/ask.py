@@ -1,5 +1,6 @@
 """One question with the openai package: the answer, its mementos, and what was evicted."""
 
+import json
 import os
 
 import openai
@@ -15,7 +16,7 @@ answer = client.chat.completions.create(
     temperature=0,
 )
 message = answer.choices[0].message
-(record,) = answer.metadata["memento"]
+(record,) = json.loads(answer.metadata["memento"])
 print(message.reasoning_content)
 print(message.content)
 print(f"peak KV {record['peak_kv_tokens']} instead of {record['peak_kv_tokens_without']} tokens")

@@ -1,7 +1,7 @@
 """Evict finished reasoning blocks inside a running request, on SGLang.
 
 The rule and its options need neither torch nor SGLang; `Engine` needs the `serve` extra and
-`memento_sgl.reference` needs torch. Names are loaded when they are first used, so that
+`memento_sgl.offline.reference` needs torch. Names are loaded when they are first used, so that
 `memento --help` does not wait for them.
 """
 
@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memento_sgl.accounting import Accounting, account, kv_curve
-    from memento_sgl.config import MementoConfig, RequestOptions
-    from memento_sgl.engine import Engine
     from memento_sgl.errors import MementoError
-    from memento_sgl.machine import Block, BlockMachine, Eviction, replay
-    from memento_sgl.markers import MarkerIds, resolve_markers
+    from memento_sgl.rule.accounting import Accounting, account, kv_curve
+    from memento_sgl.rule.config import MementoConfig, RequestOptions
+    from memento_sgl.rule.machine import Block, BlockMachine, Eviction, replay
+    from memento_sgl.rule.markers import MarkerIds, resolve_markers
+    from memento_sgl.serve.engine import Engine
 
 __version__ = "0.1.0"
 __all__ = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from memento_sgl.errors import ConfigError
@@ -62,6 +64,11 @@ def served_by_rust() -> bool:
     return _sglang("SGLANG_RUST_SERVER")
 
 
+def extensions_folder() -> str:
+    """Where PyTorch builds C++ extensions."""
+    return os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")
+
+
 def has_accelerator() -> bool:
     """Whether PyTorch sees a device other than the CPU. Not asked where there cannot be one: its
     import takes seconds."""
@@ -86,6 +93,19 @@ def share_cpu(ranks: int) -> None:
 
 def _sglang(name: str) -> bool:
     return os.environ.get(name, "").lower() not in ("", "0", "false")
+
+
+@contextmanager
+def warnings_of_children(rule: str) -> Iterator[None]:
+    """Add a rule of `python -W` for the Python programs that are started meanwhile."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = f"{before},{rule}" if before else rule
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _flag(name: str) -> bool:

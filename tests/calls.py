@@ -10,7 +10,7 @@ from models import VOCABULARY as WORDS_OF_MODELS
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from memento_sgl.config import RequestOptions
+from memento_sgl.rule.config import RequestOptions
 
 VOCABULARY = len(WORDS_OF_MODELS)
 PROMPT = [1, 9, 20, 21]

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,14 @@ TIE = 5e-4
 os.environ["MEMENTO_CONFIG"] = os.devnull  # not the user's own
 os.environ.pop("MEMENTO_BASE_URL", None)
 CHECKS = {"MEMENTO_CHECK_SLOTS": "1", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """C++ extensions are built in a folder of this run: a lock that a killed process left in the
+    user's own would be waited for without end."""
+    folder = tempfile.TemporaryDirectory(prefix="memento-extensions-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
 
 
 # Prompt ids, tokens to generate, per-request options.
@@ -57,21 +66,21 @@ class Served:
         return answer
 
     def machine(self, ids: list[int], output: list[int], **options: Any) -> Any:
-        from memento_sgl.machine import replay
+        from memento_sgl.rule.machine import replay
 
         config = self.merged(options)
         start = options.get("assistant_start")
         return replay([*ids, *output], len(ids), self.markers, config, assistant_start=start)
 
     def merged(self, options: dict[str, Any]) -> Any:
-        from memento_sgl.config import RequestOptions
+        from memento_sgl.rule.config import RequestOptions
 
         return self.config.for_request(RequestOptions.parse(options))
 
     def verify(self, ids: list[int], answer: dict[str, Any], **options: Any) -> int:
         """Compare with the oracle: tokens, spans, accounting. Returns the evictions seen."""
-        from memento_sgl.accounting import account
-        from memento_sgl.reference import check_greedy
+        from memento_sgl.offline.reference import check_greedy
+        from memento_sgl.rule.accounting import account
 
         output, config = answer["output_ids"], self.merged(options)
         start = options.get("assistant_start")
@@ -264,10 +273,10 @@ def serve(
     import torch
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from memento_sgl.config import MementoConfig
     from memento_sgl.demo.server import running_server, serve_command
-    from memento_sgl.emission import resolve_structure
-    from memento_sgl.markers import resolve_markers
+    from memento_sgl.rule.config import MementoConfig
+    from memento_sgl.rule.emission import resolve_structure
+    from memento_sgl.rule.markers import resolve_markers
 
     torch.set_num_threads(1)
     logs = tmp_path_factory.mktemp("logs")

@@ -102,7 +102,7 @@ def mismatches_of(
     Args:
         compare: `compare_greedy` of one answer, which takes the maker of logits.
     """
-    from memento_sgl.reference_updates import Phase, kept_logits
+    from memento_sgl.offline.reference_updates import Phase, kept_logits
 
     phases = [Phase(models[name], start) for name, start in composition]
     return [m.position for m in compare(partial(kept_logits, phases)) if m.gap > tie]

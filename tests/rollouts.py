@@ -123,7 +123,7 @@ class Trainer:
     def mismatches(
         self, logits_of: Any, ids: list[int], answer: dict[str, Any], options: dict[str, Any]
     ) -> list[Any]:
-        from memento_sgl.reference import compare_greedy
+        from memento_sgl.offline.reference import compare_greedy
 
         found = compare_greedy(
             logits_of,
@@ -146,7 +146,7 @@ class Trainer:
             kept: the KV of `old` stayed in the request (`in_place`), or all was computed again.
             boundaries: rows inside the prompt at which `new` may have begun; 0: at once.
         """
-        from memento_sgl.reference_updates import Phase, kept_logits, recomputed_logits
+        from memento_sgl.offline.reference_updates import Phase, kept_logits, recomputed_logits
 
         answer = stream.finish()
         ids, options = stream.ids, stream.options
@@ -182,6 +182,6 @@ def trainer_of(server: Served, folder: Path) -> Trainer:
 
 
 def _alone(model: Any, tokens: Sequence[int], evictions: Any) -> Any:
-    from memento_sgl.reference import masked_logits
+    from memento_sgl.offline.reference import masked_logits
 
     return masked_logits(model, tokens, evictions)

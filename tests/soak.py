@@ -38,6 +38,8 @@ BAD: tuple[dict[str, Any], ...] = (
     {"max_block_tokens": "six"},
     {"enable": "yes"},
     {"assistant_start": 10**6},
+    {"max_block_tokens": 2**63},
+    {"keep_last_n_blocks": 2**40},
     {"constrain": "strict", "max_block_tokens": -1},
 )
 CLIENTS = 10
@@ -188,7 +190,10 @@ class Soak:
 
     def bad(self, rng: random.Random, client: httpx.Client) -> None:
         _, body = self._new(rng)
-        body["sampling_params"]["custom_params"]["memento"] |= rng.choice(BAD)
+        if rng.random() < 0.2:
+            body["input_ids"] = [*body["input_ids"], rng.choice((10**6, -1))]
+        else:
+            body["sampling_params"]["custom_params"]["memento"] |= rng.choice(BAD)
         response = client.post("/generate", json=body)
         assert response.status_code == 400, (response.status_code, response.text)
         with self._lock:
@@ -269,7 +274,7 @@ def test_soak(
 
 def verify(server: Served, models: dict[str, Any], soak: Soak) -> tuple[list[Any], int]:
     """Answers that no weights explain, and how many were written under several."""
-    from memento_sgl.reference import compare_greedy
+    from memento_sgl.offline.reference import compare_greedy
 
     wrong, mixed = [], 0
     for told in soak.told:

@@ -9,8 +9,8 @@ from memento_frontend.collect import collect
 from memento_frontend.native import NativeClient
 from memento_frontend.results import Reasoning
 from memento_frontend.stream import GenerateParser, read
-from memento_sgl.accounting import kv_curve
-from memento_sgl.machine import Eviction
+from memento_sgl.rule.accounting import kv_curve
+from memento_sgl.rule.machine import Eviction
 
 
 def parser(client: NativeClient, prompt_text: str) -> GenerateParser:

@@ -13,9 +13,9 @@ import httpx
 import openai
 
 from memento_sgl.address import api_root, server_root
-from memento_sgl.config import MementoConfig
 from memento_sgl.environment import secret
 from memento_sgl.errors import ConfigError, ServerError
+from memento_sgl.rule.config import MementoConfig
 
 DEFAULT_KEY_ENV = "MEMENTO_API_KEY"
 UNDERSTOOD = (400, 422)  # the server read the request and did not like it

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 
 from memento_sgl.address import DEFAULT_URL, server_root
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import EndpointError, RefusedError
-from memento_sgl.machine import BlockMachine, section_start_of
-from memento_sgl.markers import MarkerIds, resolve_markers
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine, section_start_of
+from memento_sgl.rule.markers import MarkerIds, resolve_markers
 
 THINK_END = "</think>"
 Prompt = str | Sequence[Mapping[str, Any]]

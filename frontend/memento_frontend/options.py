@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from memento_sgl.config import RequestOptions
 from memento_sgl.errors import ConfigError
+from memento_sgl.rule.config import RequestOptions
 
 
 @dataclass(frozen=True, slots=True)

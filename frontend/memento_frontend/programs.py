@@ -25,7 +25,7 @@ from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning
 from memento_frontend.votes import Vote, majority
 from memento_sgl.errors import ConfigError, EndpointError
-from memento_sgl.machine import State
+from memento_sgl.rule.machine import State
 
 CLOSE = f"\n{THINK_END}"
 """What a program writes after its last permitted block, as training data has it."""

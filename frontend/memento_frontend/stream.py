@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from memento_frontend import events as e
 from memento_frontend.text_parser import TextParser
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ServerError
-from memento_sgl.markers import MarkerIds, TokenClass
+from memento_sgl.observe.recorder import read_records
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import MarkerIds, TokenClass
 
 RECORD = "memento"  # key of the server's accounting
 
@@ -132,7 +133,7 @@ class OpenAIParser(_Choice):
             self.output_tokens = usage["completion_tokens"]
         choice = choices[own]
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        records = (data.get("metadata") or {}).get(RECORD)
+        records = read_records(data.get("metadata"))
         if records and choice.get("finish_reason"):
             self._record = records[own]
         return self._follow(self._pieces(choice, usage.get("completion_tokens")))

@@ -1,6 +1,6 @@
 """The text of one stream, cut into events: incremental, lossless, no I/O.
 
-Every decision about blocks is the rule's own (`memento_sgl.machine`): the parser finds marker
+Every decision about blocks is the rule's own (`memento_sgl.rule.machine`): the parser finds marker
 strings and feeds a `BlockMachine` one made-up token for each marker and each other character.
 """
 
@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable
 
 from memento_frontend import events as e
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError
-from memento_sgl.machine import BlockMachine, Eviction, Phase, State
-from memento_sgl.markers import MarkerIds, TokenClass
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine, Eviction, Phase, State
+from memento_sgl.rule.markers import MarkerIds, TokenClass
 
 INSIDE = (State.BLOCK, State.CLOSED, State.MEMENTO)
 TAGS = ("think_start", "think_end")

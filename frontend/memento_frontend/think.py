@@ -18,8 +18,8 @@ from memento_frontend.gauge import KvGauge
 from memento_frontend.results import Reasoning
 from memento_frontend.show import LiveView, PlainView, View
 from memento_frontend.stream import OpenAIParser
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError, MementoError
+from memento_sgl.rule.config import MementoConfig
 
 
 class Exit(IntEnum):

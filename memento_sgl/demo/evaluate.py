@@ -20,13 +20,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, QUESTION, Problem, held_out
 from memento_sgl.demo.train import encode
-from memento_sgl.machine import Eviction, replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.reference import masked_logits
+from memento_sgl.offline.reference import masked_logits
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Eviction, replay
+from memento_sgl.rule.markers import resolve_markers
 
 MODES = {
     "with eviction": MementoConfig(enable=True, mask_delimiters=False),
@@ -105,9 +105,13 @@ def card(training: dict[str, Any], count: int) -> str:
     )
     steps, seconds = training["steps"], training["seconds"]
     more = "".join(
-        f"\nThen {count} more steps of the second stage ({time} s): the question was reworded."
+        f"\nThen {count} more steps of the second stage ({time} s)."
         for count, time in zip(steps[2:], seconds[2:], strict=True)
     )
+    if more:
+        more += (
+            "\nThese taught it other words of the question; stage 1 was measured with the former."
+        )
     return f"""---
 license: apache-2.0
 ---

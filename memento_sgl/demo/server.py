@@ -28,7 +28,7 @@ def free_port() -> int:
 
 def serve_command(model: str, *flags: str) -> list[str]:
     """Command line of `memento serve MODEL FLAGS` in this Python."""
-    return [sys.executable, "-m", "memento_sgl.cli", "serve", model, *flags]
+    return [sys.executable, "-m", "memento_sgl.cli.app", "serve", model, *flags]
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from memento_sgl.accounting import kv_curve
 from memento_sgl.demo.server import running_server, serve_command
 from memento_sgl.demo.task import Problem, held_out
-from memento_sgl.machine import Eviction
+from memento_sgl.observe.recorder import read_records
+from memento_sgl.rule.accounting import kv_curve
+from memento_sgl.rule.machine import Eviction
 
 PART = re.compile(
     r"<\|block_start\|>(?P<block>.*?)(?:<\|block_end\|>|$)"
@@ -96,7 +97,10 @@ def _solve(client: openai.OpenAI, problem: Problem, console: Console) -> Solved:
                 thought += choice.delta.model_extra.get("reasoning_content") or ""
                 answer += choice.delta.content or ""
                 live.update(_view(problem, thought, answer))
-    (record,) = metadata["memento"]
+    records = read_records(metadata)
+    assert records is not None
+    record = records[0]
+    assert record is not None
     solved = Solved(problem, answer, record, usage.prompt_tokens, usage.completion_tokens)
     console.print(_view(problem, thought, answer, solved))
     return solved

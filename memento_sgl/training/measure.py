@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from memento_sgl.masks import IGNORED, mask_fields, sdpa_mask_of
+from memento_sgl.offline.masks import IGNORED, mask_fields, sdpa_mask_of
 from memento_sgl.training.rows import Stage, TrainingRow
 
 MEMENTOS = 8

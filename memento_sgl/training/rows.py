@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.masks import IGNORED, Ints, mask_fields, pack
+from memento_sgl.offline.masks import IGNORED, Ints, mask_fields, pack
 
 Stage = Literal["full", "memento"]
 COLUMNS = ("input_ids", "labels", "evictions", "block_spans", "memento_spans")

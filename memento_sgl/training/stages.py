@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError, StoreError
-from memento_sgl.markers import resolve_markers
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.training.measure import Measured, measure
 from memento_sgl.training.rows import Stage, TrainingRow, check_tokens, pack_rows
 from memento_sgl.training.trainer import MementoTrainer, collate, packs_dataset

@@ -12,7 +12,7 @@ from datasets import Dataset
 from trl import SFTTrainer
 
 from memento_sgl.errors import DataError
-from memento_sgl.masks import flex_mask_of, sdpa_mask_of
+from memento_sgl.offline.masks import flex_mask_of, sdpa_mask_of
 from memento_sgl.training.rows import Packed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from memento_sgl.config import MementoConfig
+from memento_sgl.rule.config import MementoConfig
 
 Kind = Literal["memento", "sglang", "openai"]
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from memento_sgl.pages import embedded, render_page, verbatim
-from memento_sgl.view import page_of
+from memento_sgl.offline.view.html import embedded, render_page, verbatim
+from memento_sgl.offline.view.page import page_of
 
 SCRIPTS = ("view_chart.js", "ui_parser.js", "ui_story.js", "ui_link.js", "ui_chat.js", "ui.js")
 """In the order in which they need each other."""

@@ -20,7 +20,8 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from memento_sgl.door import (
+from memento_sgl.errors import RequestError
+from memento_sgl.request.door import (
     REQUEST_RANGES,
     UNSUPPORTED_FIELDS,
     Range,
@@ -34,9 +35,8 @@ from memento_sgl.door import (
     check_sampling,
     check_session,
 )
-from memento_sgl.errors import RequestError
-from memento_sgl.request import check_options, has_grammar
-from memento_sgl.serving import settings_of
+from memento_sgl.request.state import check_options, has_grammar
+from memento_sgl.serve.arguments import settings_of
 
 DERIVED = {
     "stop_strs",

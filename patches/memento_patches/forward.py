@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from memento_sgl import runtime
+from memento_sgl.engine import runtime
 
 
 def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:

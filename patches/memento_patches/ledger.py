@@ -62,6 +62,8 @@ _PROCESSOR = (
 _SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 _TOKENIZER = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
 _OPENAI = "sglang.srt.entrypoints.openai"
+_ANTHROPIC = "sglang.srt.entrypoints.anthropic.serving.AnthropicServing"
+_OLLAMA = "sglang.srt.entrypoints.ollama.serving.OllamaServing"
 _WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 
 LEDGER: tuple[Seam, ...] = (
@@ -181,6 +183,51 @@ LEDGER: tuple[Seam, ...] = (
         why="accounting in the final chunk of a completion stream",
         retire="an extension point for response metadata",
         fingerprint="fe1d7b5f8571fc1f",
+    ),
+    Seam(
+        target=f"{_OPENAI}.serving_responses.OpenAIServingResponses.create_responses",
+        kind="AROUND",
+        hook="other_answers:record_responses",
+        role="frontend",
+        why="accounting in the Responses interface",
+        retire="an extension point for response metadata",
+        fingerprint="e489540af6f92d8d",
+    ),
+    Seam(
+        target=f"{_ANTHROPIC}._convert_response",
+        kind="AFTER",
+        hook="other_answers:add_to_message",
+        role="frontend",
+        why="accounting in messages",
+        retire="an extension point for response metadata",
+        fingerprint="219796f1bc887571",
+    ),
+    Seam(
+        target=f"{_ANTHROPIC}._generate_anthropic_stream",
+        kind="AROUND",
+        hook="other_answers:record_message_stream",
+        role="frontend",
+        why="accounting in a stream of messages",
+        retire="an extension point for response metadata",
+        fingerprint="0cd586a657ad551d",
+    ),
+    Seam(
+        target=f"{_OLLAMA}.handle_chat",
+        kind="AROUND",
+        hook="other_answers:record_ollama",
+        role="frontend",
+        why="accounting in Ollama's chats",
+        retire="an extension point for response metadata",
+        fingerprint="5478084d6d26e510",
+    ),
+    Seam(
+        target=f"{_OLLAMA}.handle_generate",
+        kind="AROUND",
+        hook="other_answers:record_ollama",
+        role="frontend",
+        why="accounting in Ollama's completions",
+        retire="an extension point for response metadata",
+        fingerprint="2fe20aecf37799f0",
     ),
     Seam(
         target="sglang.srt.entrypoints.http_server._setup_and_run_http_server",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memento_sgl import runtime
-from memento_sgl.limits import outgrown_message, too_long_message
-from memento_sgl.reservation import give_up
+from memento_sgl.admission.budget import give_up
+from memento_sgl.admission.messages import outgrown_message, too_long_message
+from memento_sgl.engine import runtime
 
 
 def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:

@@ -1,4 +1,4 @@
-"""Seam: accounting in OpenAI responses, as `metadata["memento"]`: one entry per choice."""
+"""Seam: accounting in OpenAI responses, as `metadata["memento"]`: JSON, one entry per choice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from memento_patches.output import KEY
+from memento_sgl.observe.recorder import KEY, Recorder, write_records
 
 logger = logging.getLogger(__name__)
 
@@ -32,31 +32,14 @@ def add_metadata(
 ) -> None:
     records = [item["meta_info"].get(KEY) for item in ret]
     if any(record is not None for record in records) and hasattr(response, "metadata"):
-        response.metadata = {**(response.metadata or {}), KEY: records}
-
-
-class _Recorder:
-    """A tokenizer manager that remembers the accounting of what it generates."""
-
-    def __init__(self, manager: Any) -> None:
-        self._manager = manager
-        self.records: dict[int, dict[str, Any]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._manager, name)
-
-    async def generate_request(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async for content in self._manager.generate_request(*args, **kwargs):
-            if (record := content["meta_info"].get(KEY)) is not None:
-                self.records[content.get("index", 0)] = record
-            yield content
+        response.metadata = {**(response.metadata or {}), KEY: write_records(records)}
 
 
 async def add_stream_metadata(
     original: Callable[..., Any], serving: Any, *args: Any, **kwargs: Any
 ) -> AsyncIterator[str]:
     recording = copy.copy(serving)
-    recorder = _Recorder(serving.tokenizer_manager)
+    recorder = Recorder(serving.tokenizer_manager)
     recording.tokenizer_manager = recorder
     async for event in original(recording, *args, **kwargs):
         yield _with_record(event, recorder.records) if recorder.records else event
@@ -69,6 +52,6 @@ def _with_record(event: str, records: dict[int, dict[str, Any]]) -> str:
     chunk = json.loads(event[len("data: ") :])
     for choice in chunk.get("choices", ()):
         if choice.get("finish_reason") and choice["index"] in records:
-            chunk["metadata"] = {KEY: [records[choice["index"]]]}
+            chunk["metadata"] = {KEY: write_records([records[choice["index"]]])}
             return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
     return event

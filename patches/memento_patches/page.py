@@ -11,8 +11,8 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from memento_sgl import runtime
-from memento_sgl.serving import settings_of
+from memento_sgl.engine import runtime
+from memento_sgl.serve.arguments import settings_of
 from memento_sgl.ui.about import describe, load
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from sglang.srt.sampling.penaltylib import (
     BatchedRepetitionPenalizer,
 )
 
-from memento_sgl import runtime
-from memento_sgl.staging import staged
+from memento_sgl.engine import runtime
+from memento_sgl.engine.staging import staged
 
 COUNTS = {
     BatchedFrequencyPenalizer: "cumulated_frequency_penalties",

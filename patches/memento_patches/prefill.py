@@ -12,10 +12,7 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from memento_patches.classes import on_top_of
-from memento_sgl import runtime
-from memento_sgl.eviction import evict_prefix, rows_to_next_point
-from memento_sgl.limits import too_long_message
-from memento_sgl.reservation import (
+from memento_sgl.admission.budget import (
     give_up,
     newcomer,
     stock_reservation,
@@ -23,6 +20,9 @@ from memento_sgl.reservation import (
     unfinished,
     without_simulation,
 )
+from memento_sgl.admission.messages import too_long_message
+from memento_sgl.engine import runtime
+from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
 
 
 class EvictingAdder(PrefillAdder):  # type: ignore[misc]

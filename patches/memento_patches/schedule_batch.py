@@ -8,8 +8,8 @@ from typing import Any
 
 from sglang.srt.managers.utils import is_health_check_generate_req
 
-from memento_sgl import runtime
-from memento_sgl.radix_requests import RequestCache
+from memento_sgl.cache.requests import RequestCache
+from memento_sgl.engine import runtime
 
 
 def after_init(_result: None, req: Any, *_args: Any, **_kwargs: Any) -> None:

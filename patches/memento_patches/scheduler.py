@@ -9,13 +9,13 @@ from typing import Any
 from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
 from memento_patches.plugin import install
-from memento_sgl import runtime
+from memento_sgl.cache.tree import RadixTree
+from memento_sgl.engine import runtime
+from memento_sgl.engine.eviction import evict_running
+from memento_sgl.engine.integrity import check_ownership, check_ranks
 from memento_sgl.environment import check_slots
-from memento_sgl.eviction import evict_running
-from memento_sgl.ownership import check_ownership, check_ranks
-from memento_sgl.radix_tree import RadixTree
-from memento_sgl.reasoning import register_parser
-from memento_sgl.serving import RADIX_BACKEND, make_radix_cache, settings_of
+from memento_sgl.serve.arguments import RADIX_BACKEND, make_radix_cache, settings_of
+from memento_sgl.serve.reasoning import register_parser
 
 
 def around_init(

@@ -8,14 +8,14 @@ from typing import Any
 
 from memento_patches.plugin import install
 from memento_sgl.errors import MementoError
-from memento_sgl.serving import (
+from memento_sgl.serve.arguments import (
     NO_PARSER,
     add_flags,
     config_from_flags,
     enable,
     required_arguments,
 )
-from memento_sgl.sglang_flags import full_names_only
+from memento_sgl.serve.sglang_flags import full_names_only
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:

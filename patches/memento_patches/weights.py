@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from memento_sgl.cache.prefix import PrunableRadixCache
 from memento_sgl.environment import has_accelerator
-from memento_sgl.radix import PrunableRadixCache
 
 
 def around_load(original: Callable[..., Any], manager: Any, request: Any) -> Any:

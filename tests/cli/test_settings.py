@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from memento_frontend.client import Client, Question
 from memento_frontend.native import NativeClient
-from memento_pipeline.build_options import endpoints_of
-from memento_pipeline.endpoints import Endpoint
+from memento_pipeline.cli.build_options import endpoints_of
+from memento_pipeline.llm.endpoints import Endpoint
 
-from memento_sgl import cli
 from memento_sgl.address import api_root, server_root
+from memento_sgl.cli import app as cli
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.server import free_port
 from memento_sgl.errors import ConfigError
@@ -134,7 +134,7 @@ def served(monkeypatch: pytest.MonkeyPatch, *line: str) -> list[str]:
         raise GoneError
 
     monkeypatch.setattr(os, "execv", execute)
-    monkeypatch.setattr("memento_sgl.launch.block_interrupts", lambda: None)
+    monkeypatch.setattr("memento_sgl.serve.launch.block_interrupts", lambda: None)
     monkeypatch.setattr(sys, "argv", ["memento", "serve", *line])
     with pytest.raises(GoneError):
         cli.main()

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from memento_sgl import __version__
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.demo.server import free_port
 from memento_sgl.environment import has_accelerator
 
@@ -29,7 +29,7 @@ from memento_sgl.environment import has_accelerator
 SCRIPT = """
 import io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-from memento_sgl.cli import main
+from memento_sgl.cli.app import main
 
 done = []
 for case in json.load(open(sys.argv[1])):
@@ -225,7 +225,7 @@ def test_what_comes_on_standard_input_is_no_question(
 DOCTOR = """
 import dataclasses, sys
 import memento_patches.ledger as ledger
-from memento_sgl.cli import main
+from memento_sgl.cli.app import main
 
 if sys.argv.pop() == "changed":
     first = dataclasses.replace(ledger.LEDGER[0], fingerprint="0" * 16)
@@ -271,7 +271,7 @@ def blocked(process: psutil.Process) -> bool:
 def test_ctrl_c_while_a_server_starts() -> None:
     pytest.importorskip("sglang")
     server = subprocess.Popen(
-        [sys.executable, "-m", "memento_sgl.cli", "serve", "demo", "--port", str(free_port())],
+        [sys.executable, "-m", "memento_sgl.cli.app", "serve", "demo", "--port", str(free_port())],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -279,7 +279,7 @@ def test_ctrl_c_while_a_server_starts() -> None:
     )
     try:
         process = psutil.Process(server.pid)
-        while "memento_sgl.launch" not in process.cmdline() or not blocked(process):
+        while "memento_sgl.serve.launch" not in process.cmdline() or not blocked(process):
             assert server.poll() is None
             time.sleep(0.01)
         os.killpg(server.pid, signal.SIGINT)  # as a terminal does

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from memento_sgl.cli import app
-from memento_sgl.serve_checks import parse
-from memento_sgl.user_config import load
+from memento_sgl.cli.app import app
+from memento_sgl.cli.user_config import load
+from memento_sgl.serve.checks import parse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -11,8 +11,8 @@ import pytest
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from memento_sgl.cli import app
-from memento_sgl.serve_checks import parse
+from memento_sgl.cli.app import app
+from memento_sgl.serve.checks import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -25,7 +25,7 @@ import httpx
 import pytest
 
 from memento_sgl.demo.server import free_port
-from memento_sgl.metrics import METRICS, PREFIX
+from memento_sgl.observe.metrics import METRICS, PREFIX
 
 prometheus_client = pytest.importorskip("prometheus_client")
 pytestmark = pytest.mark.external

@@ -2,7 +2,7 @@
 
 The question decides: `N blocks` solves a problem of that many blocks, `evil` writes hostile text,
 `hang` writes a block and waits for the client to go, `separate ...` sends reasoning and content
-apart.
+apart, `old ...` gives the accounting as 0.1.0 did.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
-from memento_sgl.simulate import Replayer, Tokens, simulate
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import Trace
+from memento_sgl.observe.recorder import write_records
+from memento_sgl.offline.inputs.formats import Trace
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.offline.simulate.replay import Replayer, Tokens, simulate
+from memento_sgl.rule.config import MementoConfig
 from memento_sgl.ui.about import describe, load
 
 EVIL = '</script><script>window.owned=1</script><img src=x onerror="window.owned=2"><b>$&'
@@ -160,6 +161,7 @@ async def _stream(canned: Canned, question: str, keep_last: int) -> AsyncIterato
     tokens = canned.tokens(question)
     record = simulate(canned.replayer, tokens, keep_last).accounting.as_dict()
     pieces = tokens.pieces[tokens.prompt_len :]
+    told = {"memento": [record] if question.startswith("old") else write_records([record])}
     separate, answering = question.startswith("separate"), False
     canned.running += 1
     canned.most = max(canned.most, canned.running)
@@ -175,7 +177,7 @@ async def _stream(canned: Canned, question: str, keep_last: int) -> AsyncIterato
                 await asyncio.sleep(canned.gap)
         if question == "hang":
             await asyncio.sleep(3600)
-        yield _event(tokens, len(pieces), {}, "stop", {"memento": [record]})
+        yield _event(tokens, len(pieces), {}, "stop", told)
         yield "data: [DONE]\n\n"
     except asyncio.CancelledError:
         canned.left.append(question)

@@ -20,7 +20,7 @@ from memento_frontend.evaluation.show import page
 from memento_frontend.evaluation.summary import summarize_arm
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError, DataError, StoreError
 
 GPQA = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memento_frontend.results import Block, Reasoning
 
-from memento_sgl.rollout import RolloutRecord
+from memento_sgl.offline.rollout.record import RolloutRecord
 
 RECORD = {
     "evicted_spans": [(5, 9)],

@@ -17,8 +17,6 @@ from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning
 from memento_frontend.votes import majority
 
-from memento_sgl.accounting import account
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import (
     ConfigError,
     DataError,
@@ -27,8 +25,10 @@ from memento_sgl.errors import (
     RequestError,
     StoreError,
 )
-from memento_sgl.machine import replay
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 CONFIG = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)

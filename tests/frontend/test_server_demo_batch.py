@@ -23,7 +23,7 @@ from memento_frontend.batch import run_batch
 from memento_frontend.native import NativeClient
 from memento_frontend.options import Options
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.demo.task import Problem, held_out
 from memento_sgl.errors import ConfigError, StoppedError, StoreError
 
@@ -146,7 +146,7 @@ def test_a_command_that_is_ended_goes_on(
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows(problems)))
     command = ["batch", str(questions), "--out", str(out), "--base-url", server.url, *flags]
     command += ["--temperature", "0", "--concurrency", "2"]
-    program = [sys.executable, "-m", "memento_sgl.cli"]
+    program = [sys.executable, "-m", "memento_sgl.cli.app"]
     with subprocess.Popen([*program, *command], stderr=subprocess.PIPE, text=True) as process:
         while not out.exists() or not out.read_bytes():
             assert process.poll() is None, process.stderr and process.stderr.read()

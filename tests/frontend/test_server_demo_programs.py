@@ -22,9 +22,9 @@ from memento_frontend.options import Options, Sampling
 from memento_frontend.programs import reason, vote
 from memento_frontend.results import Reasoning
 
-from memento_sgl.accounting import account
 from memento_sgl.demo.task import held_out
 from memento_sgl.errors import ConfigError, EndpointError, RefusedError
+from memento_sgl.rule.accounting import account
 
 pytestmark = pytest.mark.server
 

@@ -15,7 +15,7 @@ from conftest import Served
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 
 pytest.importorskip("sglang")
 pytestmark = pytest.mark.server

@@ -27,16 +27,16 @@ from memento_frontend.show import View
 from memento_frontend.stream import GenerateParser, OpenAIParser, read
 from memento_frontend.think import Exit, request_config, run
 
-from memento_sgl.accounting import kv_curve
 from memento_sgl.demo.task import held_out
-from memento_sgl.machine import Eviction
+from memento_sgl.rule.accounting import kv_curve
+from memento_sgl.rule.machine import Eviction
 
 pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = held_out(1, sizes=[6])[0]
 MEMENTOS = re.findall(r"<\|summary_start\|>(.*?)<\|summary_end\|>", PROBLEM.output)
-THINK = [sys.executable, "-m", "memento_sgl.cli", "think"]
+THINK = [sys.executable, "-m", "memento_sgl.cli.app", "think"]
 SHOWN = {"custom_params": {"memento": {"show_markers": True}}}
 
 

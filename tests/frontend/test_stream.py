@@ -16,12 +16,12 @@ from memento_frontend.results import Block
 from memento_frontend.stream import GenerateParser, OpenAIParser, read
 from memento_frontend.text_parser import TextParser
 
-from memento_sgl.accounting import account
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo.task import held_out
 from memento_sgl.errors import ConfigError, ServerError
-from memento_sgl.machine import BlockMachine
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine
+from memento_sgl.rule.markers import MarkerIds
 
 BS, BE, SS, SE = "<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>"
 # Markers and chat markup in the order of `MarkerIds`; every other piece is one token too.

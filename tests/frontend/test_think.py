@@ -19,10 +19,10 @@ from plain_server import KEY, plain_server
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.demo.server import free_port
 
-THINK = [sys.executable, "-m", "memento_sgl.cli", "think"]
+THINK = [sys.executable, "-m", "memento_sgl.cli.app", "think"]
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from memento_frontend.ui import Upstream, application
 from plain_server import KEY as PLAIN_KEY
 from plain_server import plain_server
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.view import drawn
+from memento_sgl.offline.view.page import drawn
+from memento_sgl.rule.config import MementoConfig
 
 pytestmark = needs_browser
 Opened = Callable[..., Any]
@@ -201,6 +201,12 @@ def opened_file(tab: Any, path: Path) -> Any:
     page = tab.context.new_page()
     page.goto(path.as_uri())
     return page
+
+
+def test_the_accounting_of_older_servers_is_read(opened: Opened) -> None:
+    tab = opened()
+    ask(tab, "old 3 blocks")
+    assert "3 of 3 blocks evicted" in tab.locator(".state").text_content()
 
 
 def test_hostile_text_is_only_text(opened: Opened, canned: Canned, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_doctor_says_what_to_do_about_another_version() -> None:
     code = (
         "import memento_patches.guard as guard\n"
         "guard.SGLANG_VERSION = '0.5.99'\n"
-        "from memento_sgl.cli import main\n"
+        "from memento_sgl.cli.app import main\n"
         "import sys; sys.argv = ['memento', 'doctor']; main()"
     )
     done = subprocess.run(

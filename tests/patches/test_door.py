@@ -28,13 +28,13 @@ from sglang.srt.managers.io_struct import (
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from memento_sgl.automaton import EmissionAutomaton
-from memento_sgl.config import LARGEST, MementoConfig, RequestOptions
-from memento_sgl.door import REQUEST_RANGES, SAMPLING_RANGES, UNSUPPORTED_FIELDS
-from memento_sgl.emission import Structure
+from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, Settings, options_of
+from memento_sgl.request.door import REQUEST_RANGES, SAMPLING_RANGES, UNSUPPORTED_FIELDS
+from memento_sgl.request.state import RequestState, Settings, options_of
+from memento_sgl.rule.config import LARGEST, MementoConfig, RequestOptions
+from memento_sgl.rule.emission import Structure
+from memento_sgl.rule.markers import MarkerIds
 
 WIDTH = 4
 MARKERS = MarkerIds(3, 4, 5, 6, 1, 2, 9, 7, 8)

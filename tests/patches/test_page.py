@@ -13,7 +13,7 @@ pytest.importorskip("sglang")
 
 from memento_patches import page, server_args
 
-from memento_sgl import runtime
+from memento_sgl.engine import runtime
 from memento_sgl.ui.about import load
 
 

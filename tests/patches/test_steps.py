@@ -17,10 +17,10 @@ from memento_patches.tokenizer_manager import add_record
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.sampling.penaltylib import BatchedPenalizerOrchestrator
 
-from memento_sgl import runtime
-from memento_sgl.config import MementoConfig
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import Settings
+from memento_sgl.engine import runtime
+from memento_sgl.request.state import Settings
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 PENALTIES = ("frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens")

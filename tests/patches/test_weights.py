@@ -14,7 +14,7 @@ from memento_patches import weights
 from memento_patches.ledger import LEDGER
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
-from memento_sgl.radix import PrunableRadixCache
+from memento_sgl.cache.prefix import PrunableRadixCache
 
 READS = {
     "begin_weight_update",  # repacks; `end_weight_update` comes before anything is served

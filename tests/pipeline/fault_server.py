@@ -220,6 +220,8 @@ class FaultServer:
         self.calls: Counter[str] = Counter()  # by task
         self.struck: Counter[str] = Counter()  # by fault
         self.tokens: Counter[str] = Counter()  # by direction
+        self.by_stage: Counter[str] = Counter()  # the same, by task and direction
+        self.cached = 0  # of the tokens in, when `cache`
         self.users: list[str] = []  # prompts, when `keep_prompts`
         self.systems: set[str] = set()
         self.keep_prompts = False
@@ -329,12 +331,12 @@ class FaultServer:
         self.calls[task] += 1
         self.tokens["in"] += (len(system) + len(user)) // 4
         self.tokens["out"] += len(text) // 4
-        self.tokens[f"{task} in"] += (len(system) + len(user)) // 4
-        self.tokens[f"{task} out"] += len(text) // 4
+        self.by_stage[f"{task} in"] += (len(system) + len(user)) // 4
+        self.by_stage[f"{task} out"] += len(text) // 4
         reply = _reply(text, (len(system) + len(user)) // 4, settings.usage)
         if settings.cache:
             known = self._known_prefix(system + user) // 4
-            self.tokens["cached"] += known
+            self.cached += known
             reply["usage"]["prompt_tokens_details"] = {"cached_tokens": known}
         self.answered[payload] += 1
         self.by_key[headers.get("idempotency-key", "")] += 1

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memento_pipeline.read import ReadOptions
+from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.records import Converted
-from memento_pipeline.results import converted
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.store import Store
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.store.folder import Store
 from scenes import options, run, thought
 
 HOSTILE = (

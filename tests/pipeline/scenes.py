@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fault_server import FaultServer, Settings
-from memento_pipeline.convert import Outcome, run_stages
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.options import RunOptions
-from memento_pipeline.results import converted
-from memento_pipeline.schema import STAGES
-from memento_pipeline.store import Store
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.run.convert import Outcome, run_stages
+from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.results import converted
+from memento_pipeline.store.folder import Store
+from memento_pipeline.store.schema import STAGES
+from memento_pipeline.text.tokens import load_counter
 
 SERVER = Path(__file__).with_name("fault_server.py")
 FAST = AskOptions(backoff=0.01, most_backoff=0.05, timeout=4.0, concurrency=16, retries=30)

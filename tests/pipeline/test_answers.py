@@ -6,7 +6,7 @@ import json
 import time
 
 import pytest
-from memento_pipeline.answers import (
+from memento_pipeline.llm.answers import (
     RUBRIC,
     judgements_schema,
     neutralise,

@@ -10,20 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memento_pipeline._pairs import MARKERS, pairs
-from memento_pipeline.assemble import (
+from memento_pipeline.output.assemble import (
     AssembleOptions,
     assemble_row,
     parse_response,
 )
-from memento_pipeline.escape import escape, special_count, unescape
-from memento_pipeline.export import write_outputs
-from memento_pipeline.read import ReadOptions, read_traces
+from memento_pipeline.output.export import write_outputs
+from memento_pipeline.output.validate import validate_row
+from memento_pipeline.read.rows import ReadOptions, read_traces
 from memento_pipeline.records import Converted, Status, Trace
-from memento_pipeline.results import converted
-from memento_pipeline.store import Store
-from memento_pipeline.tokens import ApproxCounter, count
-from memento_pipeline.validate import validate_row
+from memento_pipeline.run.results import converted
+from memento_pipeline.store.folder import Store
+from memento_pipeline.text.escape import escape, special_count, unescape
+from memento_pipeline.text.pairs import MARKERS, pairs
+from memento_pipeline.text.tokens import ApproxCounter, count
 from rows import HOSTILE, convert, trace
 from scenes import options, run, serving
 

@@ -15,16 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memento_pipeline import _shapes
-from memento_pipeline import read as read_module
-from memento_pipeline._columns import ROLES, SYSTEM, THOUGHTS, VERDICTS
-from memento_pipeline._said import TAGS, RowError
-from memento_pipeline.read import ReadOptions, count_rows, read_traces
+from memento_pipeline.read import rows as read_module
+from memento_pipeline.read import shapes as _shapes
+from memento_pipeline.read.columns import ROLES, SYSTEM, THOUGHTS, VERDICTS
+from memento_pipeline.read.rows import ReadOptions, count_rows, read_traces
+from memento_pipeline.read.said import TAGS, RowError
 from memento_pipeline.records import Rejected, Trace
 from rows import trace
 from typer.testing import CliRunner
 
-from memento_sgl import cli
+from memento_sgl.cli import app as cli
 
 GOOD = {"problem": "Q", "cot": "T", "answer": "A"}
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from memento_pipeline.chat import ChatTemplate, load_template
+from memento_pipeline.output.chat import ChatTemplate, load_template
 
 from memento_sgl.chat_template import chat_environment
 from memento_sgl.demo import MODEL_DIR

@@ -12,14 +12,14 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from memento_pipeline import commands
-from memento_pipeline.build_options import PARTS, build
-from memento_pipeline.convert import Exit
-from memento_pipeline.store import Store
+from memento_pipeline.cli import convert as commands
+from memento_pipeline.cli.build_options import PARTS, build
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.store.folder import Store
 from scenes import result_of, serving, write_traces
 from typer.testing import CliRunner, Result
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError
 
 COMMANDS = ("convert", "split", "score", "segment", "summarize", "assemble", "merge")
@@ -146,7 +146,7 @@ def test_a_merged_folder_can_be_resumed(traces: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_explained(traces: Path, tmp_path: Path) -> None:
-    memento_script = f"{sys.executable} -m memento_sgl.cli"
+    memento_script = f"{sys.executable} -m memento_sgl.cli.app"
     arguments = f"convert {traces} --out {tmp_path}"
     script = f"trap '' XFSZ; ulimit -f 60; exec {memento_script} {arguments}"  # blocks of 1 KiB
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
@@ -163,7 +163,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
             return "1"
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("memento_sgl.commands.version", version)
+    monkeypatch.setattr("memento_sgl.cli.serve.version", version)
     result = memento("doctor")
     assert result.exit_code == 1
     assert "pip install 'memento-sgl[serve]'" in result.output
@@ -174,7 +174,7 @@ def test_doctor_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_serving_without_sglang_says_what_to_install(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memento_sgl.commands.find_spec", lambda _: None)
+    monkeypatch.setattr("memento_sgl.cli.serve.find_spec", lambda _: None)
     result = memento(*command)
     assert isinstance(result.exception, ConfigError)  # which `main` turns into one line
     assert str(result.exception) == (
@@ -277,7 +277,8 @@ def test_logs_are_json_lines(traces: Path, tmp_path: Path) -> None:
 
 
 def test_no_torch_no_sglang(traces: Path, tmp_path: Path) -> None:
-    code = "import sys; from memento_sgl.cli import app; app(sys.argv[1:], standalone_mode=False)\n"
+    code = "import sys; from memento_sgl.cli.app import app\n"
+    code += "app(sys.argv[1:], standalone_mode=False)\n"
     code += "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules), 'heavy import'"
     command = [
         sys.executable,

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memento_pipeline import runner, stages
-from memento_pipeline.convert import Exit, rows, run_stages
-from memento_pipeline.merge import merge
-from memento_pipeline.options import RunOptions, Shard
-from memento_pipeline.plan import plan
 from memento_pipeline.records import Status
-from memento_pipeline.results import converted
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.store import FILE_NAME, Store
-from memento_pipeline.summarize import SummarizeOptions
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.run import runner, stages
+from memento_pipeline.run.convert import Exit, rows, run_stages
+from memento_pipeline.run.merge import merge
+from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.run.plan import plan
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import FILE_NAME, Store
+from memento_pipeline.text.tokens import load_counter
 from scenes import FAST, options, result_of, run, serving, thought, write_traces
 
 from memento_sgl.errors import ConfigError, StoreError
@@ -83,7 +83,7 @@ def test_changed_prompts_are_refused(
     with serving() as server:
         wanted = options(tmp_path, traces, server.url, limit=1)
         run(wanted)
-        monkeypatch.setattr("memento_pipeline.options.fingerprint", lambda: "other")
+        monkeypatch.setattr("memento_pipeline.run.options.fingerprint", lambda: "other")
         with pytest.raises(StoreError, match="prompts was"):
             run(wanted)
 
@@ -335,7 +335,7 @@ def test_a_second_pass_is_averaged(traces: Path, tmp_path: Path) -> None:
     assert server.calls["score"] == -(-len(asked) // 8) + -(-len(asked) // 6)
 
 
-COMMAND = [sys.executable, "-c", "from memento_sgl.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from memento_sgl.cli.app import main; main()"]
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(traces: Path, tmp_path: Path) -> None:

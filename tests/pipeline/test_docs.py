@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from memento_pipeline.convert import Exit
+from memento_pipeline.run.convert import Exit
 from scenes import result_of, serving
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")

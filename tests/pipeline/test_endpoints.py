@@ -10,20 +10,20 @@ from pathlib import Path
 import httpx
 import pytest
 from fault_server import HOPELESS, FaultServer
-from memento_pipeline import show
-from memento_pipeline.answers import parse_scores
-from memento_pipeline.convert import Exit, stopping
-from memento_pipeline.endpoints import AskOptions
-from memento_pipeline.llm import UNUSABLE_AT_FIRST, Llm
-from memento_pipeline.responses import Completion, Failure, Response, read
-from memento_pipeline.runner import MOST_FAILED_IN_A_ROW
-from memento_pipeline.wire import Dialect
+from memento_pipeline.cli import show
+from memento_pipeline.llm.answers import parse_scores
+from memento_pipeline.llm.client import UNUSABLE_AT_FIRST, Llm
+from memento_pipeline.llm.endpoints import AskOptions
+from memento_pipeline.llm.responses import Completion, Failure, Response, read
+from memento_pipeline.llm.wire import Dialect
+from memento_pipeline.run.convert import Exit, stopping
+from memento_pipeline.run.runner import MOST_FAILED_IN_A_ROW
 from rich.console import Console
 from scenes import FAST as RUN_FAST
 from scenes import options, run, serving, write_traces
 from test_llm import FAST, at, complete, prompt
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import EndpointError, StoppedError
 
 

@@ -11,25 +11,25 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from memento_pipeline.assemble import AssembleOptions, assemble_row, parse_response
-from memento_pipeline.chat import ChatTemplate, load_template
-from memento_pipeline.escape import unescape
-from memento_pipeline.export import ExportOptions, write_outputs
+from memento_pipeline.output.assemble import AssembleOptions, assemble_row, parse_response
+from memento_pipeline.output.chat import ChatTemplate, load_template
+from memento_pipeline.output.export import ExportOptions, write_outputs
+from memento_pipeline.output.stats import Stats
+from memento_pipeline.output.tokenize import RowTokenizer
+from memento_pipeline.output.validate import validate_row
 from memento_pipeline.records import Attempt, Converted, Rejected, Status, Usage
-from memento_pipeline.stats import Stats
-from memento_pipeline.tokenize import RowTokenizer
-from memento_pipeline.tokens import ApproxCounter
-from memento_pipeline.validate import validate_row
+from memento_pipeline.text.escape import unescape
+from memento_pipeline.text.tokens import ApproxCounter
 from rows import convert, trace
 from tokenizer import character_tokenizer
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError, DataError, MarkerError
-from memento_sgl.machine import Eviction, replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.reference import attention_mask
+from memento_sgl.offline.reference import attention_mask
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Eviction, replay
+from memento_sgl.rule.markers import resolve_markers
 
 COUNTER = ApproxCounter()
 CHARACTERS = set("\n" + "".join(map(chr, range(32, 127))))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from fault_server import ALL_FAULTS, CONTENT_FAULTS, HARMLESS, FaultServer, spread
-from memento_pipeline.convert import Exit
-from memento_pipeline.runner import MOST_FAILED_IN_A_ROW
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.run.runner import MOST_FAILED_IN_A_ROW
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
 from scenes import FAST, options, result_of, run, serving, write_traces
 
 TRACES = 40

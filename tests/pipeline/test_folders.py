@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from memento_pipeline._files import list_files
-from memento_pipeline._splits import split_of
-from memento_pipeline.store import Store
+from memento_pipeline.read.files import list_files
+from memento_pipeline.read.splits import split_of
+from memento_pipeline.store.folder import Store
 from rows import trace
 from typer.testing import CliRunner, Result
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError
 
 

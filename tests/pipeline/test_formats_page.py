@@ -12,13 +12,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from memento_pipeline.convert import Exit
-from memento_pipeline.export import ExportOptions
-from memento_pipeline.stages import RESULTS
+from memento_pipeline.output.export import ExportOptions
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.run.stages import RESULTS
 from tokenizer import character_tokenizer
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 
 PAGE = (Path(__file__).parents[2] / "docs/pipeline-formats.md").read_text(encoding="utf-8")
 EXAMPLES = {

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from memento_pipeline._columns import ROLES
-from memento_pipeline.read import ReadOptions, read_traces
+from memento_pipeline.read.columns import ROLES
+from memento_pipeline.read.rows import ReadOptions, read_traces
 from memento_pipeline.records import Rejected, Trace
 
 PAGE = Path(__file__).parents[2] / "docs" / "pipeline-formats.md"

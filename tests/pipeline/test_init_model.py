@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from memento_pipeline._pairs import MARKERS
-from memento_pipeline._weights import read_header, rewrite
-from memento_pipeline.init_model import Initialised, init_model
+from memento_pipeline.checkpoint.init_model import Initialised, init_model
+from memento_pipeline.checkpoint.weights import read_header, rewrite
+from memento_pipeline.text.pairs import MARKERS
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.markers import resolve_markers
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.templates import template
 
 WORDS = [
@@ -304,7 +304,7 @@ def test_weights_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("safetensors.torch.load_file", refused)
     monkeypatch.setattr("safetensors.safe_open", refused)
     monkeypatch.setattr(torch, "load", refused)
-    monkeypatch.setattr("memento_pipeline._weights._BUFFER", 64)
+    monkeypatch.setattr("memento_pipeline.checkpoint.weights._BUFFER", 64)
     init_model(source, tmp_path / "dst")
     monkeypatch.undo()
     assert loaded(tmp_path / "dst").config.vocab_size == loaded(source).config.vocab_size + 4

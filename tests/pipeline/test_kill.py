@@ -17,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from memento_pipeline.convert import Exit
-from memento_pipeline.store import FILE_NAME
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import FILE_NAME
 from scenes import FAST, SERVER, options, result_of, run, server_process, stats, write_traces
 
 TRACES = 200
@@ -63,7 +63,7 @@ def test_kill_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with server_process(latency=0.08, jitter=0.5) as url:
         api = f"{url}/v1"
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["memento_pipeline.convert", "fault_server", "scenes"])
+        context.set_forkserver_preload(["memento_pipeline.run.convert", "fault_server", "scenes"])
         draw = random.Random(7)
         kills, repeated = 0, 0
         received: dict[str, int] = {}  # key -> times the server had answered it at that time

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from memento_pipeline.convert import Exit
-from memento_pipeline.endpoints import AskOptions
-from memento_pipeline.read import ReadOptions
-from memento_pipeline.results import converted
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.llm.endpoints import AskOptions
+from memento_pipeline.read.rows import ReadOptions
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
 from scenes import options, run
 
 from benchmarks.facts import MIN_BLOCK, MIN_TRACE, TRACES

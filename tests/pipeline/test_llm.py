@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 from fault_server import TRANSPORT_FAULTS, FaultServer, spread
-from memento_pipeline import limits
-from memento_pipeline.answers import parse_scores, scores_schema
-from memento_pipeline.asking import ask_items
-from memento_pipeline.endpoints import AskOptions, Endpoint
-from memento_pipeline.limits import START, RateLimit, Slot, Slots, backoff, retry_after
-from memento_pipeline.llm import Llm
-from memento_pipeline.paid import Meter, PaidLlm
-from memento_pipeline.store import Store
-from memento_pipeline.wire import Completion, Prompt
+from memento_pipeline.llm import rate as limits
+from memento_pipeline.llm.answers import parse_scores, scores_schema
+from memento_pipeline.llm.asking import ask_items
+from memento_pipeline.llm.client import Llm
+from memento_pipeline.llm.endpoints import AskOptions, Endpoint
+from memento_pipeline.llm.paid import Meter, PaidLlm, all_done
+from memento_pipeline.llm.rate import START, RateLimit, Slot, Slots, backoff, retry_after
+from memento_pipeline.llm.wire import Completion, Prompt
+from memento_pipeline.store.folder import Store
 
 from memento_sgl.errors import (
     AnswerError,
@@ -352,6 +352,19 @@ async def test_an_answer_is_paid_once(tmp_path: Path) -> None:
         async with Llm([Endpoint(url="http://127.0.0.1:9/v1", model="canned")], FAST) as llm:
             paid = PaidLlm(store, llm, [at(server)], FAST)
             assert not (await paid.ask(prompt(), Meter())).fresh
+
+
+async def test_a_task_that_stayed_in_the_books_is_not_awaited_for_ever() -> None:
+    """Ctrl-C in the middle of the callback that takes a finished task out: `convert` span."""
+
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+
+    ended, running = asyncio.create_task(work()), asyncio.create_task(work())
+    await ended
+    tasks = {ended, running}
+    await asyncio.wait_for(all_done(tasks), timeout=10)
+    assert running.done()
 
 
 async def test_unknown_usage_stays_unknown(tmp_path: Path) -> None:

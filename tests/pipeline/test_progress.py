@@ -6,9 +6,9 @@ import asyncio
 import io
 
 import pytest
-from memento_pipeline import progress
-from memento_pipeline.progress import Display, View, duration
-from memento_pipeline.schema import Spent
+from memento_pipeline.run import progress
+from memento_pipeline.run.progress import Display, View, duration
+from memento_pipeline.store.schema import Spent
 from rich.console import Console
 
 NOTHING = Spent(0, 0, 0, 0, 0.0)

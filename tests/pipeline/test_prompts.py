@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from fault_server import answer
-from memento_pipeline.answers import parse_mementos, parse_scores, special_tokens
-from memento_pipeline.prompts import (
+from memento_pipeline.llm.answers import parse_mementos, parse_scores, special_tokens
+from memento_pipeline.llm.prompts import (
     TEMPLATES,
     BlockView,
     fingerprint,
@@ -18,11 +18,11 @@ from memento_pipeline.prompts import (
     score_prompt,
     template_folder,
 )
-from memento_pipeline.score import ScoreOptions
-from memento_pipeline.split import split
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
-from memento_pipeline.tokens import load_counter
+from memento_pipeline.stages.score import ScoreOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import load_counter
 from scenes import options, result_of, run, serving, thought, write_traces
 
 HOSTILE = (
@@ -87,7 +87,7 @@ def test_all_questions_about_a_trace_start_alike(tmp_path: Path) -> None:
     assert review.startswith(whole)
     assert len(judge) < len(review)  # only what was improved is in view, whole blocks of it
     assert "<trace-" not in judge
-    assert server.tokens["cached"] > (len(shown) + len(whole)) // 4 - 100
+    assert server.cached > (len(shown) + len(whole)) // 4 - 100
 
 
 def test_a_trace_is_read_few_times(tmp_path: Path) -> None:
@@ -102,10 +102,10 @@ def test_a_trace_is_read_few_times(tmp_path: Path) -> None:
     assert server.calls["all"] <= 6
     tokens = server.tokens["in"] + server.tokens["out"]
     assert tokens / length < 6.05  # 8.46 when the judge and the refiner each read it anew
-    assert (tokens - 0.9 * server.tokens["cached"]) / length < 4.6
+    assert (tokens - 0.9 * server.cached) / length < 4.6
     with Store(tmp_path / "out", create=False) as store:
-        assert store.cached_tokens() == server.tokens["cached"]
-        assert sum(paid.cached_tokens or 0 for paid in store.bill()) == server.tokens["cached"]
+        assert store.cached_tokens() == server.cached
+        assert sum(paid.cached_tokens or 0 for paid in store.bill()) == server.cached
     assert len(row["mementos"]) > 10
 
 

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from memento_pipeline.quality import holds, of_run, pieces, read_reference
-from memento_pipeline.read import ReadOptions, read_traces
+from memento_pipeline.read.rows import ReadOptions, read_traces
 from memento_pipeline.records import Trace
-from memento_pipeline.report import write_report
-from memento_pipeline.results import converted
-from memento_pipeline.segment import SegmentOptions
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.report.page import write_report
+from memento_pipeline.report.quality import holds, of_run, pieces, read_reference
+from memento_pipeline.run.results import converted
+from memento_pipeline.stages.segment import SegmentOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
 from scenes import options, run, serving
 
 from benchmarks.facts import FACTS, MIN_BLOCK, MIN_TRACE, TRACES, baseline

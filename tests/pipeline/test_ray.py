@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memento_pipeline.convert import Exit
-from memento_pipeline.ray_convert import convert_on_ray
-from memento_pipeline.store import Store
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.run.ray_convert import convert_on_ray
+from memento_pipeline.stages.summarize import SummarizeOptions
+from memento_pipeline.store.folder import Store
 from scenes import options, result_of, run, serving, write_traces
 
 TRACES = 16

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from memento_pipeline.read import ReadOptions, count_rows, read_traces, why_filtered
+from memento_pipeline.read.rows import ReadOptions, count_rows, read_traces, why_filtered
 from memento_pipeline.records import Rejected, Trace
-from memento_pipeline.tokens import ApproxCounter
+from memento_pipeline.text.tokens import ApproxCounter
 
 from memento_sgl.errors import ConfigError
 

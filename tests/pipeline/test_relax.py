@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from memento_pipeline.export import write_outputs
+from memento_pipeline.output.export import write_outputs
+from memento_pipeline.output.validate import validate_row
 from memento_pipeline.records import BoundaryScores, Segmentation, Sentences
-from memento_pipeline.relax import cut_thought
-from memento_pipeline.rules import rule_scores
-from memento_pipeline.segment import SegmentOptions, cut_blocks
-from memento_pipeline.split import split
-from memento_pipeline.tokens import ApproxCounter
-from memento_pipeline.validate import validate_row
+from memento_pipeline.stages.relax import cut_thought
+from memento_pipeline.stages.rules import rule_scores
+from memento_pipeline.stages.segment import SegmentOptions, cut_blocks
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import ApproxCounter
 from rows import convert
 
 from memento_sgl.errors import DataError

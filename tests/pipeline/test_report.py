@@ -10,17 +10,17 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-from memento_pipeline._charts import histogram
-from memento_pipeline._tally import Distribution
-from memento_pipeline.convert import Exit
 from memento_pipeline.records import Converted
-from memento_pipeline.report import MOST_CHARACTERS, Sample, write_report
-from memento_pipeline.results import converted
-from memento_pipeline.store import Store
+from memento_pipeline.report.charts import histogram
+from memento_pipeline.report.page import MOST_CHARACTERS, Sample, write_report
+from memento_pipeline.report.tally import Distribution
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.run.results import converted
+from memento_pipeline.store.folder import Store
 from scenes import FAST, options, run, serving, thought, write_traces
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError, StoreError
 
 EVIL = "</script><script>window.owned=1</script><!--<b>\u2028&amp;<|block_end|>"

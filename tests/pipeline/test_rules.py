@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memento_pipeline.checks import check_memento, missing_formulas, missing_numbers
-from memento_pipeline.rules import (
+from memento_pipeline.stages.checks import check_memento, missing_formulas, missing_numbers
+from memento_pipeline.stages.rules import (
     MOST_RATIO,
     extract_memento,
     forced_scores,
     rule_scores,
 )
-from memento_pipeline.split import split
-from memento_pipeline.tokens import ApproxCounter, count
+from memento_pipeline.text.split import split
+from memento_pipeline.text.tokens import ApproxCounter, count
 from scenes import thought
 
 COUNTER = ApproxCounter()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memento_pipeline import _hull
 from memento_pipeline.records import BoundaryScores, Sentences
-from memento_pipeline.segment import SegmentOptions, cut_blocks, objective, segment
+from memento_pipeline.stages import hull as _hull
+from memento_pipeline.stages.segment import SegmentOptions, cut_blocks, objective, segment
 
 from memento_sgl.errors import DataError
 

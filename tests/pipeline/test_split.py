@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memento_pipeline import _protect
 from memento_pipeline.records import Sentences
-from memento_pipeline.split import MIN_TOKENS, is_boundary, split
-from memento_pipeline.tokens import ApproxCounter
+from memento_pipeline.text import protect as _protect
+from memento_pipeline.text.split import MIN_TOKENS, is_boundary, split
+from memento_pipeline.text.tokens import ApproxCounter
 
 COUNTER = ApproxCounter()
 PIECES = st.sampled_from(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from memento_pipeline.records import Rejected, Status, Trace, Usage
-from memento_pipeline.schema import Seen, StoredAnswer
-from memento_pipeline.store import FILE_NAME, Store
-from memento_pipeline.writer import GroupCommit
+from memento_pipeline.store.folder import FILE_NAME, Store
+from memento_pipeline.store.schema import Seen, StoredAnswer
+from memento_pipeline.store.writer import GroupCommit
 
 from memento_sgl.errors import StoreError
 
@@ -104,7 +104,7 @@ async def test_redoing_a_stage_drops_it_and_what_follows(tmp_path: Path) -> None
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from memento_pipeline.store import Store\n"
+    code = "import sys; from pathlib import Path; from memento_pipeline.store.folder import Store\n"
     code += "Store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],
@@ -185,8 +185,8 @@ def test_another_schema_version_is_refused(tmp_path: Path) -> None:
 FILL_UNTIL_FULL = """
 import asyncio, resource, signal, sys
 from pathlib import Path
-from memento_pipeline.schema import StoredAnswer
-from memento_pipeline.store import Store
+from memento_pipeline.store.schema import StoredAnswer
+from memento_pipeline.store.folder import Store
 from memento_sgl.errors import StoreError
 
 async def write(store):
@@ -248,8 +248,8 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_killed_writer_loses_nothing_it_confirmed(tmp_path: Path) -> None:
     code = "import asyncio, sys; from pathlib import Path\n"
-    code += "from memento_pipeline.schema import StoredAnswer\n"
-    code += "from memento_pipeline.store import Store\n"
+    code += "from memento_pipeline.store.schema import StoredAnswer\n"
+    code += "from memento_pipeline.store.folder import Store\n"
     code += "async def main(store):\n    for n in range(10**6):\n"
     code += (
         "        await store.keep_answer(StoredAnswer(f'k{n}', 't', 's', 'm', 'x', *[None]*4))\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memento_pipeline.summarize import SummarizeOptions
+from memento_pipeline.stages.summarize import SummarizeOptions
 from scenes import FAST, options, run, server_process, stats, write_traces
 
 CONCURRENCY = 200

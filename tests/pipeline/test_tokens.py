@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from memento_pipeline.tokens import APPROX, ApproxCounter, count, count_between, load_counter
+from memento_pipeline.text.tokens import APPROX, ApproxCounter, count, count_between, load_counter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from memento_sgl.errors import ConfigError

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from memento_pipeline.convert import Exit
-from memento_pipeline.export import ExportOptions, write_outputs
-from memento_pipeline.tokens import ApproxCounter
-from memento_pipeline.validate import validate_files, validate_row
+from memento_pipeline.output.export import ExportOptions, write_outputs
+from memento_pipeline.output.validate import validate_files, validate_row
+from memento_pipeline.run.convert import Exit
+from memento_pipeline.text.tokens import ApproxCounter
 from rows import convert, trace
 from tokenizer import character_tokenizer
 from typer.testing import CliRunner, Result
 
-from memento_sgl.cli import app
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError
 
 Row = dict[str, Any]

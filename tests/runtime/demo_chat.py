@@ -9,6 +9,7 @@ import openai
 from conftest import Served
 
 from memento_sgl.demo.task import Problem
+from memento_sgl.observe.recorder import read_records
 
 
 def serve_demo(serve: Callable[..., Served]) -> Served:
@@ -32,6 +33,6 @@ def ask(client: openai.OpenAI, problem: Problem, **options: Any) -> Any:
 
 
 def record_of(answer: Any) -> dict[str, Any]:
-    (record,) = answer.model_extra["metadata"]["memento"]
+    (record,) = read_records(answer.model_extra["metadata"])
     found: dict[str, Any] = record
     return found

@@ -12,9 +12,9 @@ import httpx
 from conftest import Job, Served
 from prometheus_client.parser import text_string_to_metric_families
 
-from memento_sgl.machine import BlockMachine
-from memento_sgl.metrics import PREFIX
-from memento_sgl.trace import RequestTrace, read_trace
+from memento_sgl.observe.metrics import PREFIX
+from memento_sgl.observe.trace.schema import RequestTrace, read_trace
+from memento_sgl.rule.machine import BlockMachine
 
 Figures = dict[str, float]
 

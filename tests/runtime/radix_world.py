@@ -22,14 +22,14 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.eviction import evict_prefix, evict_running, rows_to_next_point
-from memento_sgl.markers import MarkerIds
-from memento_sgl.ownership import pages_of, tree_slots
-from memento_sgl.radix import PrunableRadixCache
-from memento_sgl.radix_paged import PagedRadixCache
-from memento_sgl.request import RequestState, Settings
-from memento_sgl.runtime import Runtime
+from memento_sgl.cache.paged import PagedRadixCache
+from memento_sgl.cache.prefix import PrunableRadixCache
+from memento_sgl.engine.eviction import evict_prefix, evict_running, rows_to_next_point
+from memento_sgl.engine.integrity import pages_of, tree_slots
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 LETTERS = (5, 6, 7)

@@ -8,7 +8,14 @@ import pytest
 
 pytest.importorskip("numpy")
 
-from memento_sgl.admission import Forecast, Outlook, Retry, Rhythm, tokens_ahead, until_closed
+from memento_sgl.admission.forecast import (
+    Forecast,
+    Outlook,
+    Retry,
+    Rhythm,
+    tokens_ahead,
+    until_closed,
+)
 
 
 def simulate(requests: list[Outlook]) -> int:

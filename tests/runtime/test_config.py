@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from memento_sgl.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
-from memento_sgl.markers import MarkerIds, resolve_markers
-from memento_sgl.request import Settings, check_options
+from memento_sgl.request.state import Settings, check_options
+from memento_sgl.rule.config import LARGEST, Limits, MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds, resolve_markers
 
 REFERENCE = (
     '{"enable": true, "keep_last_n_blocks": 0, "mask_delimiters": false, '
@@ -156,7 +156,7 @@ def test_contradictory_emission(
 
 def flags(*argv: str) -> argparse.Namespace:
     pytest.importorskip("torch")
-    from memento_sgl.serving import add_flags
+    from memento_sgl.serve.arguments import add_flags
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -164,7 +164,7 @@ def flags(*argv: str) -> argparse.Namespace:
 
 
 def parsed(*argv: str) -> MementoConfig | None:
-    from memento_sgl.serving import config_from_flags
+    from memento_sgl.serve.arguments import config_from_flags
 
     return config_from_flags(flags(*argv))
 
@@ -203,7 +203,7 @@ def test_bad_flags(argv: list[str], message: str) -> None:
 
 def test_prefixes_are_cached_at_every_page_size() -> None:
     pytest.importorskip("sglang")
-    from memento_sgl.serving import required_arguments
+    from memento_sgl.serve.arguments import required_arguments
 
     config = MementoConfig(enable=True)
     for page in (None, 1, 64):

@@ -7,18 +7,20 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import TemplateError
 
+from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import MAX_BLOCKS, MAX_DIGITS, Problem, held_out, sample_problem
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo.tokenizer import build_tokenizer
 from memento_sgl.demo.train import encode, memento_mask
-from memento_sgl.machine import replay
-from memento_sgl.markers import resolve_markers
-from memento_sgl.reference import attention_mask
+from memento_sgl.offline.reference import attention_mask
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import resolve_markers
 
 CONFIG = MementoConfig(enable=True, mask_delimiters=False)
 
@@ -57,6 +59,23 @@ def test_the_tokenizer_loses_nothing() -> None:
     assert tokenizer.decode(output) == held_out(1)[0].output + "<|im_end|>"
     assert tokenizer.encode("aé", add_special_tokens=False)[1] == tokenizer.unk_token_id
     resolve_markers(CONFIG, tokenizer)
+
+
+def test_groups_that_were_not_learned_are_refused() -> None:
+    tokenizer = build_tokenizer()
+    assert (MODEL_DIR / "chat_template.jinja").read_text() == tokenizer.chat_template
+
+    def prompt(question: str) -> str:
+        messages = [{"role": "user", "content": question}]
+        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert isinstance(found, str)
+        return found
+
+    assert prompt("Digit sum mod 100? a123456 b1") == (
+        "<|im_start|>user\nDigit sum mod 100? a123456 b1<|im_end|>\n<|im_start|>assistant\n"
+    )
+    with pytest.raises(TemplateError, match=r"a1234567: .* at most 6 digits"):
+        prompt("Digit sum mod 100? a1234567 b1")
 
 
 def test_the_training_mask_is_the_reference_mask() -> None:

@@ -8,17 +8,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from memento_sgl.automaton import EmissionAutomaton
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import Emit, Structure, permitted, situation, special_tokens
+from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
-from memento_sgl.machine import BlockMachine
-from memento_sgl.markers import MarkerIds
-from memento_sgl.reference import constrained
-from memento_sgl.request import RequestState, Settings, check_options
+from memento_sgl.offline.reference import constrained
+from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import Emit, Structure, permitted, situation, special_tokens
+from memento_sgl.rule.machine import BlockMachine
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 NEWLINE, END, LETTER = 10, 11, 12
@@ -72,6 +72,7 @@ def spell(tokens: list[int]) -> str:
     return "".join(names.get(token, "x") for token in tokens)
 
 
+@settings(deadline=None)
 @given(
     prompt=st.lists(TOKENS, max_size=12),
     ranking=st.lists(st.permutations(range(VOCABULARY)), max_size=50),
@@ -107,6 +108,7 @@ def test_the_device_follows_the_table(
 STRICT = re.compile(r"Tn{0,2}(B[xn]*bn{0,2}M[xn]*mn{0,2})*t[xn]*E?")
 
 
+@settings(deadline=None)
 @given(
     ranking=st.lists(st.permutations(range(VOCABULARY)), min_size=1, max_size=80),
     mode=st.sampled_from(MODES[2:]),

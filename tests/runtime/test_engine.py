@@ -16,9 +16,9 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.errors import ConfigError
+from memento_sgl.rule.config import MementoConfig
 
 ROOT = Path(__file__).parents[2]
 SNIPPET = re.compile(r"<!-- tested -->\n```python\n(.*?)```", re.DOTALL)
@@ -47,10 +47,10 @@ def verify(folder: Path, prompts: list[list[int]], answers: list[dict[str, Any]]
     from models import build_tokenizer
     from transformers import AutoModelForCausalLM
 
-    from memento_sgl.accounting import account
-    from memento_sgl.machine import replay
-    from memento_sgl.markers import resolve_markers
-    from memento_sgl.reference import check_greedy
+    from memento_sgl.offline.reference import check_greedy
+    from memento_sgl.rule.accounting import account
+    from memento_sgl.rule.machine import replay
+    from memento_sgl.rule.markers import resolve_markers
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     config = MementoConfig(enable=True, mask_delimiters=False, keep_last_n_blocks=1)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.emission import Structure, is_forced, permitted
-from memento_sgl.events import read_marker
-from memento_sgl.machine import BlockMachine
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import Structure, is_forced, permitted
+from memento_sgl.rule.events import read_marker
+from memento_sgl.rule.machine import BlockMachine
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 STRUCTURE = Structure((6, 11), (10,))

@@ -15,9 +15,10 @@ pytest.importorskip("sglang")
 import msgspec
 from sglang.srt.server_args import ServerArgs
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError
-from memento_sgl.flags import (
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.serve.arguments import enable, refuse_flags
+from memento_sgl.serve.flags import (
     IRRELEVANT,
     REFUSED,
     REFUSED_VALUES,
@@ -27,7 +28,6 @@ from memento_sgl.flags import (
     flag,
     page,
 )
-from memento_sgl.serving import enable, refuse_flags
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {field.name: field for field in msgspec.structs.fields(ServerArgs)}
@@ -101,4 +101,4 @@ def test_environments_that_go_around_are_refused(
 
 
 def test_the_page_is_the_tables() -> None:
-    assert (ROOT / "docs" / "flags.md").read_text() == page(), "python -m memento_sgl.flags"
+    assert (ROOT / "docs" / "flags.md").read_text() == page(), "python -m memento_sgl.serve.flags"

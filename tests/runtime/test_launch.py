@@ -12,12 +12,16 @@ import pytest
 
 pytest.importorskip("sglang")
 
+from memento_sgl.serve.sglang_flags import listed
+
 SCRIPT = """
 import json, sys
+from memento_sgl.serve.sglang_flags import installed
+flags = installed()
 from sglang.srt.plugins import load_plugins
 load_plugins()
 from sglang.srt.server_args import prepare_server_args
-from memento_sgl.serving import settings_of
+from memento_sgl.serve.arguments import settings_of
 
 def launch(argv):
     try:
@@ -31,7 +35,8 @@ def launch(argv):
     cache = "off" if args.disable_radix_cache else args.radix_cache_backend
     return shared | json.loads(settings.config.model_dump_json()) | {"radix_cache": cache}
 
-json.dump([launch(argv) for argv in json.load(sys.stdin)], open(sys.argv[1], "w"))
+results = [launch(argv) for argv in json.load(sys.stdin)]
+json.dump([flags, *results], open(sys.argv[1], "w"))
 """
 REFERENCE = (
     '{"enable": true, "keep_last_n_blocks": 0, "mask_delimiters": false, '
@@ -121,10 +126,11 @@ def results(
         "no cache": [qwen, "--enable-memento", "--disable-radix-cache"],
         "restart": [qwen, "--enable-memento", "--memento-restart-mode", "true"],
         "unknown family": [llama, "--enable-memento"],
+        "mistyped": [qwen, "--enable-memento", "--memento-keep-last", "1"],
         "told family": [llama, "--enable-memento", "--memento-mask-delimiters", "true"],
     } | {" ".join(flags): [qwen, *flags] for flags, _ in REFUSED}
     commands = [["--model-path", *case, *cpu] for case in cases.values()]
-    return dict(zip(cases, launch(commands, folder), strict=True))
+    return dict(zip(["flags", *cases], launch(commands, folder), strict=True))
 
 
 @pytest.mark.parametrize(("flags", "message"), REFUSED, ids=lambda value: str(value)[:60])
@@ -166,3 +172,12 @@ def test_the_family_settles_the_delimiters_or_has_to_be_told(results: dict[str, 
     told = results["told family"]
     assert isinstance(told, dict)
     assert told["mask_delimiters"] is True
+
+
+def test_a_mistyped_flag_is_no_other_one(results: dict[str, object]) -> None:
+    """argparse would take `--memento-keep-last` for `--memento-keep-last-n-blocks`."""
+    assert results["mistyped"] == "2"
+
+
+def test_the_list_of_flags_is_that_of_sglang(results: dict[str, object]) -> None:
+    assert results["flags"] == listed(), "run: python -m memento_sgl.serve.sglang_flags"

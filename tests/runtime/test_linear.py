@@ -15,7 +15,7 @@ pytest.importorskip("sglang")
 from radix_world import Request, World, run_alone
 
 from benchmarks.bookkeeping import measure
-from memento_sgl.pacing import SEGMENTS, Pacing
+from memento_sgl.admission.pacing import SEGMENTS, Pacing
 
 
 def operations(work: Callable[[], object]) -> int:

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import ConfigError
-from memento_sgl.machine import BlockMachine, Eviction, State, replay
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine, Eviction, State, replay
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 BS, BE, SS, SE, IM, END, ASSISTANT, THINK, ENDED = MARKERS

@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from test_reference import MARKERS, sees, sequences
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.errors import DataError
-from memento_sgl.machine import Eviction, replay
-from memento_sgl.masks import (
+from memento_sgl.offline.masks import (
     MaskFields,
     flex_mask,
     mask_fields,
@@ -21,6 +19,8 @@ from memento_sgl.masks import (
     tiles,
     token_fields,
 )
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Eviction, replay
 
 torch = pytest.importorskip("torch")
 
@@ -151,7 +151,7 @@ def test_what_is_no_eviction(evictions: list[list[int]]) -> None:
 
 def test_a_row_of_a_tokenized_file() -> None:
     """`attention_mask` takes the columns of a file as they are."""
-    from memento_sgl.reference import attention_mask
+    from memento_sgl.offline.reference import attention_mask
 
     row = {"input_ids": list(range(9)), "evictions": [[6, 2, 4], [9, 0, 1]]}
     mask = attention_mask(row["evictions"], len(row["input_ids"]))

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.emission import NO_STRUCTURE
-from memento_sgl.metrics import METRICS, PREFIX, Metrics
-from memento_sgl.watch import TREE_COUNTS, Observers, observers_of
+from memento_sgl.observe.metrics import METRICS, PREFIX, Metrics
+from memento_sgl.observe.watch import TREE_COUNTS, Observers, observers_of
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import NO_STRUCTURE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -21,11 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from memento_sgl import runtime, staging
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.eviction import evict_running
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, Settings
+from memento_sgl.engine import runtime, staging
+from memento_sgl.engine.eviction import evict_running
+from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 #        0  1  2  3  4  5  6  7   logical

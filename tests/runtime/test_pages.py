@@ -13,7 +13,7 @@ pytest.importorskip("sglang")
 from radix_world import LETTERS, Request, World, run_alone
 from sglang.srt.mem_cache.base_prefix_cache import BasePrefixCache, EvictParams
 
-from memento_sgl.ownership import pages_of
+from memento_sgl.engine.integrity import pages_of
 
 
 class NoTree:

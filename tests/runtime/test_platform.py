@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sglang")
 
-from memento_sgl.platform import TorchCpuPlatform
+from memento_sgl.cpu.platform import TorchCpuPlatform
 
 
 @pytest.mark.parametrize(("tp", "dp", "ranks"), [(1, 1, 0), (2, 1, 2), (1, 2, 2), (2, 2, 4)])

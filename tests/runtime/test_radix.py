@@ -16,11 +16,11 @@ from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
-from memento_sgl import serving
+from memento_sgl.cache.key import LONGEST, encode_point, is_block_start
+from memento_sgl.engine.integrity import tree_slots
 from memento_sgl.errors import ConfigError
-from memento_sgl.machine import Eviction
-from memento_sgl.ownership import tree_slots
-from memento_sgl.radix_key import LONGEST, encode_point, is_block_start
+from memento_sgl.rule.machine import Eviction
+from memento_sgl.serve import arguments as serving
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 import torch.distributed as dist
 
-from memento_sgl.ownership import check_ranks
+from memento_sgl.engine.integrity import check_ranks
 
 
 def scheduler(rows: list[int], applied: int, free: list[int]) -> Any:

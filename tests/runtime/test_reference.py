@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from memento_sgl.accounting import account, kv_curve
-from memento_sgl.config import MementoConfig
-from memento_sgl.machine import BlockMachine, Eviction, replay
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.accounting import account, kv_curve
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import BlockMachine, Eviction, replay
+from memento_sgl.rule.markers import MarkerIds
 
 torch = pytest.importorskip("torch")
 MARKERS = MarkerIds(1, 2, 3, 4)
@@ -36,7 +36,7 @@ def sees(evictions: Sequence[Eviction], query: int, key: int) -> bool:
 
 @pytest.mark.parametrize("options", [{}, {"mask_delimiters": True}, {"keep_last_n_blocks": 1}])
 def test_mask_and_accounting_follow_the_definition(options: dict[str, object]) -> None:
-    from memento_sgl.reference import attention_mask, lay_out
+    from memento_sgl.offline.reference import attention_mask, lay_out
 
     evicted = 0
     for tokens, prompt_len, machine in sequences(150, **options):
@@ -93,7 +93,7 @@ def test_one_record_in_full(options: dict[str, object], expected: dict[str, obje
 
 
 def test_restart_layout_sees_the_second_copy_only_after_the_point() -> None:
-    from memento_sgl.reference import lay_out
+    from memento_sgl.offline.reference import lay_out
 
     #          0  1  2  3  4  5  6  7
     tokens = [9, 1, 9, 2, 3, 9, 4, 9]
@@ -114,8 +114,8 @@ def test_one_pass_check_agrees_with_step_by_step_generation(tmp_path: Path) -> N
     transformers = pytest.importorskip("transformers")
     from models import build_model
 
-    from memento_sgl.markers import resolve_markers
-    from memento_sgl.reference import check_greedy, generate
+    from memento_sgl.offline.reference import check_greedy, generate
+    from memento_sgl.rule.markers import resolve_markers
 
     torch.set_num_threads(1)
     folder = build_model(tmp_path / "model")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from memento_sgl.config import MementoConfig
-from memento_sgl.machine import replay
-from memento_sgl.markers import MarkerIds
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import MarkerIds
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -36,8 +36,8 @@ def models(
 def test_one_model_in_two_phases_is_one_model(
     models: tuple[Any, Any], options: dict[str, Any]
 ) -> None:
-    from memento_sgl.reference import masked_logits
-    from memento_sgl.reference_updates import Phase, kept_logits, recomputed_logits
+    from memento_sgl.offline.reference import masked_logits
+    from memento_sgl.offline.reference_updates import Phase, kept_logits, recomputed_logits
 
     config = MementoConfig.model_validate(CONFIG.model_dump() | options)
     evictions = replay(TOKENS, 1, MARKERS, config).evictions
@@ -54,7 +54,7 @@ def test_kept_kv_is_what_token_by_token_decoding_leaves(
     models: tuple[Any, Any], start: int
 ) -> None:
     """A mask is a cache without the evicted slots: delete them and decode on with other weights."""
-    from memento_sgl.reference_updates import Phase, kept_logits, recomputed_logits
+    from memento_sgl.offline.reference_updates import Phase, kept_logits, recomputed_logits
 
     evictions = replay(TOKENS, 1, MARKERS, CONFIG).evictions
     (eviction,) = evictions

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from memento_sgl.accounting import account
-from memento_sgl.config import MementoConfig
-from memento_sgl.emission import Structure
 from memento_sgl.errors import DataError, RequestError
-from memento_sgl.machine import replay
-from memento_sgl.markers import MarkerIds
-from memento_sgl.rollout import RolloutRecord, read_rollouts, write_rollouts
+from memento_sgl.offline.rollout.record import RolloutRecord, read_rollouts, write_rollouts
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import Structure
+from memento_sgl.rule.machine import replay
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 #         0   1    2  3  4  5  6  7  8  9 10 11 12 13 14 15 16
@@ -60,7 +60,7 @@ def test_a_record_says_what_happened() -> None:
 
 def test_restart_mode_is_carried_to_the_layout() -> None:
     pytest.importorskip("torch")
-    from memento_sgl.reference import lay_out
+    from memento_sgl.offline.reference import lay_out
 
     record = made(restart_mode=True)
     assert record.evictions[0] == (8, 2, 6, 6)

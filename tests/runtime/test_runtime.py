@@ -10,12 +10,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.eviction import evict_prefix, rows_to_next_point
-from memento_sgl.machine import Eviction
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState, Settings, check_options
-from memento_sgl.runtime import Runtime, logical_lengths
+from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
+from memento_sgl.engine.runtime import Runtime, logical_lengths
+from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.machine import Eviction
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4)
 #         0  1  2  3  4  5  6  7
@@ -253,7 +253,7 @@ def test_embeddings_hold_no_markers() -> None:
     from memento_patches.schedule_batch import after_reset_for_retract, after_set_finish_with_abort
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("memento_sgl.runtime._current", runtime)
+        patch.setattr("memento_sgl.engine.runtime._current", runtime)
         req.output_ids = array("q")  # what SGLang does
         after_reset_for_retract(None, req)
         state: RequestState = req.memento  # type: ignore[attr-defined]

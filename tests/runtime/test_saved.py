@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig
+from memento_sgl.cli.app import app
 from memento_sgl.errors import DataError
-from memento_sgl.rollout import read_rollouts, write_rollouts
-from memento_sgl.trace import VERSION, RequestTrace, read_trace
+from memento_sgl.observe.trace.schema import VERSION, RequestTrace, read_trace
+from memento_sgl.offline.rollout.record import read_rollouts, write_rollouts
+from memento_sgl.rule.config import MementoConfig
 
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "tests" / "saved"

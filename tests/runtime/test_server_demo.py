@@ -13,6 +13,7 @@ from conftest import Served
 from demo_chat import ask, client_of, record_of, serve_demo
 
 from memento_sgl.demo.task import Problem, held_out
+from memento_sgl.observe.recorder import read_records
 
 pytestmark = pytest.mark.server
 
@@ -71,14 +72,14 @@ def test_a_stream_gives_the_same_text_and_record(client: openai.OpenAI) -> None:
             assert metadata is None
         metadata = extra or metadata
     assert text == whole.choices[0].message.content
-    assert metadata == {"memento": [record_of(whole)]}
+    assert read_records(metadata) == [record_of(whole)]
 
 
 async def test_the_async_client_streams_several_choices(server: Served) -> None:
     client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120)
     stream = await ask(client, PROBLEMS[1], stream=True, n=2)  # type: ignore[arg-type]
     records = [
-        chunk.model_extra["metadata"]["memento"]
+        read_records(chunk.model_extra["metadata"])
         async for chunk in stream
         if (chunk.model_extra or {}).get("metadata")
     ]
@@ -149,3 +150,50 @@ def test_native_stream_ends_with_the_record(server: Served) -> None:
                 records.append(json.loads(line[6:])["meta_info"].get("memento"))
     assert records[-1] is not None
     assert records[:-1] == [None] * (len(records) - 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_clients_read_the_accounting_without_a_warning(server: Served) -> None:
+    """The same record from every interface, whole and streamed, through the packages that people
+    use; what a package does not know it must keep, not warn of."""
+    import anthropic
+
+    user: Any = PROBLEMS[1].messages
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none")
+    chat = client.chat.completions.create(model="m", messages=user, temperature=0, max_tokens=900)
+    chat.model_dump_json()
+    (record,) = read_records(chat.model_extra["metadata"])  # type: ignore[misc, index]
+    assert record
+    assert record["evicted_spans"]
+
+    def same(other: Any) -> None:
+        assert other["evicted_spans"] == record["evicted_spans"]
+        assert other["blocks"] == record["blocks"]
+
+    asked: Any = {"model": "m", "input": user, "temperature": 0, "max_output_tokens": 900}
+    response = client.responses.create(**asked)
+    response.model_dump_json()
+    same(read_records(response.metadata)[0])  # type: ignore[index]
+    *_, last = client.responses.create(**asked, stream=True)
+    last.model_dump_json()
+    assert set(map(type, last.response.metadata.values())) == {str}
+    same(read_records(last.response.metadata)[0])  # type: ignore[index]
+
+    other = anthropic.Anthropic(base_url=server.url, api_key="none")
+    asked = {"model": "m", "messages": user, "temperature": 0, "max_tokens": 900}
+    message = other.messages.create(**asked)
+    message.model_dump_json()
+    same(message.model_extra["memento"])  # type: ignore[index]
+    found = []
+    for event in other.messages.create(**asked, stream=True):
+        event.model_dump_json()
+        found += [event.model_extra["memento"]] if "memento" in (event.model_extra or {}) else []
+    assert len(found) == 1
+    same(found[0])
+
+    options = {"temperature": 0, "num_predict": 900}
+    for stream in (False, True):
+        answer = server.post("/api/chat", model="m", messages=user, stream=stream, options=options)
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert ["memento" in line for line in lines] == [line["done"] for line in lines]
+        same(lines[-1]["memento"])

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from memento_sgl.cpu_memory import KV_BYTES, RUNNING, default_memory
+from memento_sgl.cpu.memory import KV_BYTES, RUNNING, default_memory
 from memento_sgl.demo.server import free_port
 
 MOST = 3.5 * 2**30  # bytes, PSS
@@ -33,7 +33,7 @@ def test_memory_and_ctrl_c(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("wb") as sink:
         server = subprocess.Popen(
-            [sys.executable, "-m", "memento_sgl.cli", "serve", "demo", "--port", str(port)],
+            [sys.executable, "-m", "memento_sgl.cli.app", "serve", "demo", "--port", str(port)],
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,

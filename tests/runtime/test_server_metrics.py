@@ -29,10 +29,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_metrics import queried
 
 from memento_sgl.demo.server import serve_command
-from memento_sgl.emission import permitted
-from memento_sgl.machine import Block, BlockMachine, section_start_of
-from memento_sgl.metrics import METRICS, PREFIX
-from memento_sgl.trace import MAX_BYTES, read_trace
+from memento_sgl.observe.metrics import METRICS, PREFIX
+from memento_sgl.observe.trace.schema import MAX_BYTES, read_trace
+from memento_sgl.rule.emission import permitted
+from memento_sgl.rule.machine import Block, BlockMachine, section_start_of
 
 pytestmark = pytest.mark.server
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import STRICT, Served, random_jobs, request_body
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
-from memento_sgl.rollout import RolloutRecord, read_rollouts, write_rollouts
+from memento_sgl.cli.app import app
+from memento_sgl.offline.rollout.record import RolloutRecord, read_rollouts, write_rollouts
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.server

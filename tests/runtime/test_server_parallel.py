@@ -19,6 +19,8 @@ from observation import observed, verify_observed
 from rollouts import trainer_of
 from test_server_modes import RETRACT, retractions, verify_retraction_after_evictions
 
+from memento_sgl.observe.recorder import read_records
+
 pytestmark = [pytest.mark.server, pytest.mark.timeout(1200)]
 
 OPTIONS: tuple[dict[str, Any], ...] = (
@@ -123,14 +125,14 @@ def test_openai_answers_keep_their_metadata_behind_the_router(
         text = routed.tokenizer.decode(random_jobs(1, seed)[0][0])
         chat = {"model": "m", "messages": [{"role": "user", "content": text}], "max_tokens": 300}
         chat |= {"temperature": 0, "ignore_eos": True}
-        (direct,) = replicas.post("/v1/chat/completions", **chat).json()["metadata"]["memento"]
+        (direct,) = read_records(replicas.post("/v1/chat/completions", **chat).json()["metadata"])
         if direct["evicted_spans"]:
             break
-    (record,) = routed.post("/v1/chat/completions", **chat).json()["metadata"]["memento"]
+    (record,) = read_records(routed.post("/v1/chat/completions", **chat).json()["metadata"])
     assert record["evicted_spans"]
     assert record["eviction_points"] == direct["eviction_points"]
     streamed = list(events(f"{routed.url}/v1/chat/completions", chat | {"stream": True}))
-    (last,) = [e["metadata"]["memento"] for e in streamed if "metadata" in e]
+    (last,) = [read_records(e["metadata"]) for e in streamed if "metadata" in e]
     assert last[0]["evicted_spans"] == record["evicted_spans"]
 
 
@@ -141,7 +143,7 @@ def test_options_of_a_request_pass_the_router_on_completions_only(routed: Served
     def completion(**options: Any) -> httpx.Response:
         return routed.post("/v1/completions", **asked, custom_params={"memento": options})
 
-    (record,) = completion(max_block_tokens=4).json()["metadata"]["memento"]
+    (record,) = read_records(completion(max_block_tokens=4).json()["metadata"])
     assert max(record["block_tokens"]) == 4
     refused = completion(max_block_token=4)
     assert refused.status_code == 400

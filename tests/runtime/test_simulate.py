@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from memento_sgl.accounting import account, kv_curve
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig
+from memento_sgl.cli.app import app
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
 from memento_sgl.errors import ConfigError
-from memento_sgl.machine import replay
-from memento_sgl.model_shape import SHAPES, load_shape
-from memento_sgl.simulate import Replayer, simulate
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import traces_of
+from memento_sgl.offline.inputs.formats import traces_of
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.offline.simulate.model_shape import SHAPES, load_shape
+from memento_sgl.offline.simulate.replay import Replayer, simulate
+from memento_sgl.rule.accounting import account, kv_curve
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import replay
 
 PROBLEMS = held_out(4, sizes=[3, 6])
 ROWS = [
@@ -311,7 +311,7 @@ def test_needs_neither_torch_nor_sglang(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS[0]))
     code = (
         "import sys; sys.modules.update(torch=None, sglang=None, transformers=None)\n"
-        "from memento_sgl.cli import app\n"
+        "from memento_sgl.cli.app import app\n"
         "app(sys.argv[1:])"
     )
     for arguments in (["simulate"], ["view", "--out", str(tmp_path / "page.html")]):

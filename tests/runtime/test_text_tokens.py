@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.text_tokens import TextTokenizer
+from memento_sgl.offline.inputs.tokens import TextTokenizer
 
 TEXTS = [
     "Plain words, and more words.",

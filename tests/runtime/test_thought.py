@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memento_sgl.thought import Piece, ThoughtSplitter
+from memento_sgl.serve.thought import Piece, ThoughtSplitter
 
 MARKERS = ("<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>")
 BLOCKS = "<|block_start|>1+1=2;<|block_end|>\n<|summary_start|>a=2<|summary_end|>\n"
@@ -106,7 +106,7 @@ def test_the_detector_streams_what_it_parses(
     chunks: list[str], stream: bool, nonempty: bool, opened: bool
 ) -> None:
     pytest.importorskip("sglang")
-    from memento_sgl.reasoning import MementoDetector
+    from memento_sgl.serve.reasoning import MementoDetector
 
     def detector() -> MementoDetector:
         new = MementoDetector(stream_reasoning=stream, force_nonempty_content=nonempty)

@@ -12,9 +12,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
-from memento_sgl.model_shape import SHAPES
-from memento_sgl.rollout import RolloutRecord
+from memento_sgl.cli.app import app
+from memento_sgl.offline.rollout.record import RolloutRecord
+from memento_sgl.offline.simulate.model_shape import SHAPES
 
 ROOT = Path(__file__).parents[2]
 PAGES = {

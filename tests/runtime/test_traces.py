@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from memento_sgl.accounting import account
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import Structure
+from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState
-from memento_sgl.trace import (
+from memento_sgl.observe.trace.build import Finished, build_trace, thin_curve
+from memento_sgl.observe.trace.export import chrome_trace
+from memento_sgl.observe.trace.schema import (
     MAX_BYTES,
     MAX_ENTRIES,
     MAX_POINTS,
@@ -31,10 +28,19 @@ from memento_sgl.trace import (
     TraceEviction,
     read_trace,
 )
-from memento_sgl.trace_build import Finished, build_trace, thin_curve
-from memento_sgl.trace_export import chrome_trace
-from memento_sgl.trace_writer import WAITING, TraceWriter, check_folder, file_name, own_files
-from memento_sgl.watch import Observers, Watch, plain
+from memento_sgl.observe.trace.writer import (
+    WAITING,
+    TraceWriter,
+    check_folder,
+    file_name,
+    own_files,
+)
+from memento_sgl.observe.watch import Observers, Watch, plain
+from memento_sgl.request.state import RequestState
+from memento_sgl.rule.accounting import account
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import Structure
+from memento_sgl.rule.markers import MarkerIds
 
 ROOT = Path(__file__).parents[2]
 MARKERS = MarkerIds(1, 2, 3, 4, think_start=8, think_end=9)
@@ -261,7 +267,7 @@ def test_a_full_disk_is_loud_and_counted(
 
     one, outcomes = writer()
     with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
-        broken.setattr("memento_sgl.trace_writer.os.replace", full)
+        broken.setattr("memento_sgl.observe.trace.writer.os.replace", full)
         for _ in range(3):
             one.put(live(1))
         one.drain()
@@ -279,7 +285,9 @@ def test_a_full_queue_does_not_wait(
     writer: Callable[..., tuple[TraceWriter, Counter[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr("memento_sgl.trace_writer.build_trace", lambda *_: (gate.wait(60), {})[1])
+    monkeypatch.setattr(
+        "memento_sgl.observe.trace.writer.build_trace", lambda *_: (gate.wait(60), {})[1]
+    )
     one, outcomes = writer()
     request = live(1)
     for _ in range(WAITING + 10):

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig
+from memento_sgl.cli.app import app
 from memento_sgl.demo.task import Problem
 from memento_sgl.errors import ConfigError, DataError, StoreError
-from memento_sgl.machine import Eviction, replay
-from memento_sgl.markers import resolve_markers
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.machine import Eviction, replay
+from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.training.rows import TrainingRow, pack_rows, read_training_rows
 
 torch = pytest.importorskip("torch")
@@ -110,7 +110,7 @@ def settings(model: Path, **changes: Any) -> Any:
 
 def loss_of(model: Any, rows: list[TrainingRow], *, masked: bool) -> float:
     """Mean loss over learned tokens, each row alone under the reference mask."""
-    from memento_sgl.reference import masked_logits
+    from memento_sgl.offline.reference import masked_logits
 
     total = count = 0.0
     for row in rows:
@@ -216,7 +216,7 @@ def test_lora_trains_the_marker_rows_too(
 
 def test_measured_mementos_are_those_of_the_reference(model: Path, rows: list[TrainingRow]) -> None:
     """What the cached continuation writes is what full recomputation under the mask writes."""
-    from memento_sgl.reference import masked_logits
+    from memento_sgl.offline.reference import masked_logits
     from memento_sgl.training.measure import _write_memento
 
     one = transformers.AutoModelForCausalLM.from_pretrained(
@@ -317,8 +317,8 @@ def test_two_processes(model: Path, rows: list[TrainingRow], tmp_path: Path) -> 
             sys.executable, "-m", "accelerate.commands.launch", "--cpu",
             "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no",
             "--dynamo_backend", "no",
-            "-m", "memento_sgl.cli", "train", str(model), str(data), "--out", str(out), "--stages",
-            "memento", "--batch-size", "4", "--pack-tokens", "256", "--epochs", "1",
+            "-m", "memento_sgl.cli.app", "train", str(model), str(data), "--out", str(out),
+            "--stages", "memento", "--batch-size", "4", "--pack-tokens", "256", "--epochs", "1",
             "--held-out", "4", "--in-order",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=500)

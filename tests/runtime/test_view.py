@@ -13,17 +13,17 @@ import pytest
 from memento_frontend.results import Reasoning
 from typer.testing import CliRunner
 
-from memento_sgl.accounting import account, kv_curve
-from memento_sgl.cli import app
-from memento_sgl.config import MementoConfig
+from memento_sgl.cli.app import app
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import Problem, held_out
 from memento_sgl.errors import DataError
-from memento_sgl.rollout import RolloutRecord
-from memento_sgl.simulate import Replayer, simulate
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import END_OF_TURN, Trace, traces_of
-from memento_sgl.view import Page, drawn
+from memento_sgl.offline.inputs.formats import END_OF_TURN, Trace, traces_of
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.offline.rollout.record import RolloutRecord
+from memento_sgl.offline.simulate.replay import Replayer, simulate
+from memento_sgl.offline.view.page import Page, drawn
+from memento_sgl.rule.accounting import account, kv_curve
+from memento_sgl.rule.config import MementoConfig
 
 EVIL = "</script><script>window.owned=1</script><!--<b>\u2028&amp;"
 (PROBLEM,) = held_out(1, sizes=[5])

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from browser import chromium, needs_browser
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
-from memento_sgl.simulate import Replayer
-from memento_sgl.text_tokens import TextTokenizer
-from memento_sgl.trace_formats import Trace, traces_of
-from memento_sgl.view import Page, drawn
+from memento_sgl.offline.inputs.formats import Trace, traces_of
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.offline.simulate.replay import Replayer
+from memento_sgl.offline.view.page import Page, drawn
+from memento_sgl.rule.config import MementoConfig
 
 pytestmark = needs_browser
 EVIL = '</script><script>window.owned=1</script><img src=x onerror="window.owned=2"><b>\u2028'

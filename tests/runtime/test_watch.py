@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memento_sgl.config import MementoConfig, RequestOptions
-from memento_sgl.emission import Structure
-from memento_sgl.markers import MarkerIds
-from memento_sgl.request import RequestState
-from memento_sgl.trace_build import build_trace
-from memento_sgl.watch import Observers, Watch
+from memento_sgl.observe.trace.build import build_trace
+from memento_sgl.observe.watch import Observers, Watch
+from memento_sgl.request.state import RequestState
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.emission import Structure
+from memento_sgl.rule.markers import MarkerIds
 
 MARKERS = MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)
 CONFIG = MementoConfig(

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerFast
 
-from memento_sgl.config import MementoConfig
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.server import running_server, serve_command
-from memento_sgl.emission import resolve_structure
-from memento_sgl.markers import resolve_markers
-from memento_sgl.rollout import RolloutRecord, write_rollouts
+from memento_sgl.offline.rollout.record import RolloutRecord, write_rollouts
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.emission import resolve_structure
+from memento_sgl.rule.markers import resolve_markers
 
 LAUNCH: dict[str, Any] = {
     "enable": True,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from memento_frontend.evaluation.summary import ArmSummary, Figure
-from memento_sgl.pages import render_page
+from memento_sgl.offline.view.html import render_page
 
 
 class Row(NamedTuple):

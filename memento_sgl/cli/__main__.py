@@ -1,0 +1,5 @@
+"""`python -m memento_sgl.cli`."""
+
+from memento_sgl.cli.app import main
+
+main()

@@ -1,0 +1,204 @@
+"""Where in a row problem, thought and answer stand: columns, chat turns or generations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+from memento_pipeline.read.columns import (
+    RESPONSES,
+    THOUGHTS,
+    Names,
+    Row,
+    cell,
+    columns,
+    given,
+    missing,
+    present,
+)
+from memento_pipeline.read.said import RowError, Said, join, take_apart
+from memento_pipeline.read.turns import read_answer, read_chat, thought_text
+from memento_pipeline.text.escape import unescape
+
+Choose = Literal["first", "all", "verified"]
+"""Of several generations: the first, all, or the first that the row calls right."""
+
+_PLAIN = ("cot", "full_cot")  # text and nothing else
+
+
+class Text(NamedTuple):
+    """The parts of one trace; `number` counts the generations of a row of which all are taken."""
+
+    shape: str
+    problem: str
+    said: Said
+    notes: Mapping[str, Any] = {}
+    number: int | None = None
+
+
+def texts_of(row: Row, names: Names, choose: Choose | None) -> Iterator[Text]:
+    """The traces in a row; several only with `choose="all"`.
+
+    Raises:
+        RowError: none, or one that cannot be read without guessing.
+    """
+    for name in present(row, "media"):
+        if row[name]:
+            raise RowError(f"the row has {name}: only text can be trained on")
+    asked, system = _problem(row, names)
+    turns = cell(row, names, "turns")
+    several = _several(row, names)
+    if several and asked is not None and (choose or turns is None):
+        yield from _generations(row, several, choose, asked, system)
+    elif turns is not None and not _in_columns(row, names, asked):
+        apart = [text for _, text in _thoughts(row, names)][:1]
+        chat = read_chat(turns, given=apart)
+        assert chat.said is not None
+        said = _answered(row, names, chat.said)
+        yield _text("turns", chat.problem, said, [*system, *chat.system])
+    elif asked is None:
+        raise missing(row)
+    else:
+        yield _text("columns", asked, _from_columns(row, names), system)
+
+
+def _text(
+    shape: str, problem: str, said: Said, system: Sequence[str], number: int | None = None
+) -> Text:
+    if said.mementos and shape == "columns":
+        shape, problem = "openmementos", unescape(problem)
+    notes = {"system": "\n\n".join(system)} if system else {}
+    return Text(shape, problem, said, notes, number)
+
+
+def _problem(row: Row, names: Names) -> tuple[str | None, list[str]]:
+    """The problem and the system messages; a prompt may be in chat form, an instruction may come
+    with an input."""
+    system = [row[name] for name in present(row, "system") if isinstance(row[name], str)]
+    system = [text for text in system if text.strip()]
+    column, value = next(columns(row, names, "problem"), (None, None))
+    if isinstance(value, list):
+        chat = read_chat(value, answered=False)
+        return chat.problem, [*system, *chat.system]
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"{column} must be text: name another with --column problem=NAME")
+    if column == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
+        value = f"{value}\n\n{row['input']}"
+    return value, system
+
+
+def _in_columns(row: Row, names: Names, asked: str | None) -> bool:
+    """Whether a row that has turns is read from its columns all the same."""
+    named = any(isinstance(row.get(name), str) for name in (*_PLAIN, "response"))
+    return "thought" in names or (asked is not None and named)
+
+
+def _thoughts(row: Row, names: Names) -> Iterator[tuple[str, str]]:
+    """Columns that hold a thought and nothing else, with their texts."""
+    for name in (names["thought"],) if "thought" in names else present(row, "thoughts"):
+        if name not in row and "thought" in names:
+            raise RowError(f"no column {name!r} for the thought: see --column")
+        value = row.get(name)
+        if not given(value):
+            continue
+        if not isinstance(value, str) and (name in _PLAIN or "thought" in names):
+            raise RowError(f"{name} must be text: name another with --column thought=NAME")
+        if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str):
+            raise RowError(f"{len(value)} thoughts in {name}")
+        text = value if "thought" in names else thought_text(name, value)
+        if text is not None and (text.strip() or name in _PLAIN):
+            yield name, text
+
+
+def _from_columns(row: Row, names: Names) -> Said:
+    found = list(_thoughts(row, names))
+    if found:
+        first = next((pair for pair in found if pair[1].strip()), found[0])
+        return _answered(row, names, _with_response(row, names, *first))
+    for name in present(row, "responses"):
+        if given(row[name]):
+            return _answered(row, names, _response(name, row[name]))
+    for _, value in columns(row, names, "answer"):
+        if isinstance(value, str) and (said := take_apart(value)).marked:
+            return said
+    raise missing(row)
+
+
+def _with_response(row: Row, names: Names, column: str, thought: str) -> Said:
+    """A thought with the answer that stands in a column of its own."""
+    said = take_apart(thought, bare=True)
+    if said.answer.strip() or "answer" in names:
+        return said
+    for name in (*THOUGHTS.get(column, ()), *RESPONSES):
+        value = row.get(name)
+        if name != column and given(value) and value != "":
+            return _response(name, value, [thought])
+    return said
+
+
+def _response(name: str, value: Any, thoughts: Sequence[str] = ()) -> Said:
+    """A text, a turn, or a list with one turn."""
+    if isinstance(value, str):
+        return join(thoughts, value)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return join(thoughts, value[0])
+    if isinstance(value, Mapping | list):
+        return read_answer(value, thoughts)
+    raise RowError(f"{name} must be text: name another with --column thought=NAME")
+
+
+def _answered(row: Row, names: Names, said: Said) -> Said:
+    """`said` with the answer of a column, where nothing follows the thought."""
+    if said.answer.strip():
+        return said
+    for name, value in columns(row, names, "answer"):
+        if (text := _as_text(name, value)).strip():
+            return said._replace(answer=text)
+    return said
+
+
+def _as_text(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    finite = (isinstance(value, float) and math.isfinite(value)) or (
+        isinstance(value, Decimal) and value.is_finite()
+    )
+    if finite or (isinstance(value, int) and not isinstance(value, bool)):
+        return str(value)
+    raise RowError(f"{name} must be text or a number, not {type(value).__name__}")
+
+
+def _several(row: Row, names: Names) -> list[Any] | None:
+    for _, value in columns(row, names, "generations"):
+        if isinstance(value, list) and value and all(isinstance(v, str | Mapping) for v in value):
+            return value
+    return None
+
+
+def _generations(
+    row: Row, several: list[Any], choose: Choose | None, asked: str, system: Sequence[str]
+) -> Iterator[Text]:
+    flags = [row[name] for name in present(row, "verdicts") if isinstance(row[name], list)]
+    flags = [verdict for verdict in flags if len(verdict) == len(several)]
+    right = [n for n in range(len(several)) if any(verdict[n] for verdict in flags)]
+    if choose in (None, "verified") and (flags or choose):
+        if not flags:
+            raise RowError("nothing says which generation is right: see --generations")
+        if not right:
+            raise RowError(f"none of {len(several)} generations is right: see --generations")
+        chosen = right[:1]
+    else:
+        chosen = list(range(len(several))) if choose == "all" else [0]
+    failed: RowError | None = None
+    for n in chosen:
+        try:
+            said = _response("generations", several[n])
+        except RowError as error:
+            failed = failed or RowError(f"generation {n + 1}: {error}")
+            continue
+        text = _text("generations", asked, said, system, n + 1 if choose == "all" else None)
+        yield text._replace(notes={**text.notes, "generation": n + 1})
+    if failed is not None:
+        raise failed
