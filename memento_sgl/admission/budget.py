@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memento_sgl.admission.forecast import Forecast, Outlook, tokens_ahead
-from memento_sgl.engine.runtime import Runtime
+
+if TYPE_CHECKING:
+    from memento_sgl.engine.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from memento_pipeline.cli.options import RULES
+from memento_pipeline import RULES
 from memento_pipeline.llm.endpoints import AskOptions, Endpoint
 from memento_pipeline.output.assemble import AssembleOptions
 from memento_pipeline.output.export import ExportOptions
