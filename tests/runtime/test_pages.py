@@ -59,6 +59,9 @@ class PagedWorld(World):
     def evict(self) -> None:
         """There is no tree to take anything from."""
 
+    def look(self) -> None:
+        """There is no tree in which a waiting request could look."""
+
 
 @pytest.mark.parametrize("page", [2, 4, 5, 16])
 @pytest.mark.parametrize("seed", range(2))

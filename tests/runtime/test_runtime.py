@@ -39,8 +39,13 @@ class Request:
         self.memento = RequestState(prompt, config, MARKERS, RequestOptions())
         self.memento.observe(self.output_ids)
         self.refreshed = 0
+        self.extend_end = len(prompt)
         self.kv = SimpleNamespace(
-            req_pool_idx=slot, cache_protected_len=0, kv_allocated_len=0, kv_committed_len=0
+            req_pool_idx=slot,
+            cache_protected_len=0,
+            kv_allocated_len=0,
+            kv_committed_len=0,
+            holds_kv=True,
         )
 
     def hold(self, rows: int) -> None:
