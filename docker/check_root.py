@@ -41,7 +41,9 @@ def main() -> int:
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
-            subprocess.run(["mount", "--bind", path, place], check=True)
+            # Packages in the root write to what is bound there, certificates for one.
+            how = "bind" if path in ("/dev", "/proc") else "bind,ro"
+            subprocess.run(["mount", "-o", how, path, place], check=True)
             mounted.append(place)
         for kind, text in steps(given.dockerfile):
             print(f"{kind} {text}", flush=True)

@@ -5,18 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = {
-    "memento_sgl": ROOT / "memento_sgl",
-    "memento_patches": ROOT / "patches/memento_patches",
-    "memento_frontend": ROOT / "frontend/memento_frontend",
-    "memento_pipeline": ROOT / "pipeline/memento_pipeline",
-}
-ENTRY_POINT = "memento_sgl/cli/app.py"  # the one command line over all packages
-NEEDS_PATCHES = {
-    "memento_sgl/serve/arguments.py",
-    "memento_sgl/cli/serve.py",
-}  # function-level only
+import pytest
+from arrows import ARROWS, BASE, OLD_NAMES, PACKAGES, ROOT, arrows
+
 RUNTIME = {
     "memento_sgl/cpu/platform.py",
     "memento_sgl/serve/engine.py",
@@ -66,17 +57,39 @@ def roots(path: Path, *, top_level: bool = False) -> set[str]:
     return {module.partition(".")[0] for module in imports(path, top_level=top_level)}
 
 
-def test_arrows() -> None:
-    for path in files("memento_sgl"):
-        if name(path) == ENTRY_POINT:
-            continue
-        others = roots(path) & (PACKAGES.keys() - {"memento_sgl"})
-        allowed = {"memento_patches"} if name(path) in NEEDS_PATCHES else set()
-        assert others <= allowed, name(path)
-        assert "memento_patches" not in roots(path, top_level=True), name(path)
-    for package in ("memento_frontend", "memento_pipeline", "memento_patches"):
-        for path in files(package):
-            assert roots(path) & PACKAGES.keys() <= {package, "memento_sgl"}, name(path)
+@pytest.mark.parametrize("package", ARROWS)
+def test_arrows(package: str) -> None:
+    """Each place uses what the table gives it, and the table gives nothing that is not used."""
+    table = ARROWS[package]
+    found = arrows(package)
+    places = {path.stem for path in PACKAGES[package].iterdir() if path.suffix in ("", ".py")}
+    assert places - BASE - OLD_NAMES - {"__init__", "__pycache__"} == table.keys()
+    for place, allowed in table.items():
+        uses = found.get(place, {})
+        assert not uses.keys() - allowed, {name: uses[name] for name in uses.keys() - allowed}
+        assert uses.keys() >= allowed, (place, allowed - uses.keys())
+
+
+@pytest.mark.parametrize("package", ARROWS)
+def test_arrows_point_one_way(package: str) -> None:
+    """The table is in the order of the layers: each place uses earlier ones only."""
+    earlier: set[str] = set(PACKAGES) - {package}
+    for place, allowed in ARROWS[package].items():
+        assert allowed <= earlier, (place, allowed - earlier)
+        earlier.add(place)
+
+
+def test_arrows_between_packages() -> None:
+    """Others use memento_sgl, never each other."""
+    for package in PACKAGES.keys() - {"memento_sgl"}:
+        for place, uses in arrows(package).items():
+            assert uses.keys() & PACKAGES.keys() <= {"memento_sgl"}, (package, place, uses)
+
+
+def test_old_names_only_point_on() -> None:
+    for name_ in OLD_NAMES - {"moved"}:
+        text = (ROOT / f"memento_sgl/{name_}.py").read_text(encoding="utf-8")
+        assert len(ast.parse(text).body) == 4, name_  # docstring, two imports, the warning
 
 
 def test_only_the_runtime_knows_the_engine() -> None:
@@ -106,3 +119,11 @@ def test_environment_variables_are_read_in_one_place() -> None:
     for path in files("memento_sgl") + files("memento_patches"):
         reads = "os.environ.get(" in path.read_text(encoding="utf-8")
         assert not reads or name(path) == "memento_sgl/environment.py", name(path)
+
+
+def test_the_picture_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from make_structure import PAGE, with_drawing
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert page == with_drawing(page), "run python docs/make_structure.py"

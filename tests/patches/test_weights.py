@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,12 @@ pytest.importorskip("sglang.srt")
 
 from memento_patches import weights
 from memento_patches.ledger import LEDGER
+from sglang.srt.lora.lora_registry import LoRARef
+from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+from sglang.srt.sampling.sampling_params import SamplingParams
 
+from memento_sgl.cache.paged import PagedRadixCache
 from memento_sgl.cache.prefix import PrunableRadixCache
 
 READS = {
@@ -45,9 +50,9 @@ def test_every_method_of_the_manager_stands_in_one_list() -> None:
     assert wrapped("around_release") == {"release_memory_occupation"}
 
 
-@pytest.fixture
-def manager() -> Any:
-    tree = PrunableRadixCache.__new__(PrunableRadixCache)
+@pytest.fixture(params=[PrunableRadixCache, PagedRadixCache])
+def manager(request: pytest.FixtureRequest) -> Any:
+    tree = request.param.__new__(request.param)
     tree._weight_version = tree.generation = 0
     tree._freed = []
     tree.root_node = SimpleNamespace(children={})
@@ -74,3 +79,15 @@ def test_the_checker_writes_by_one_action(manager: Any) -> None:
 def test_without_a_tree_there_is_nothing_to_name() -> None:
     manager = SimpleNamespace(scheduler=SimpleNamespace(tree_cache=object()))
     assert weights.around_load(lambda *_: 7, manager, None) == 7
+
+
+def test_an_adapter_loaded_again_has_another_key() -> None:
+    """SGLang ends `Req.extra_key`, which is part of every key, with the id of the LoRA adapter. (It
+    serves adapters on accelerators only: its plain PyTorch backend pins memory.)"""
+    first, again = (LoRARef(lora_name="math", lora_path="adapters/math").lora_id for _ in range(2))
+    assert first != again
+    keys = {
+        Req("1", "", array("q", [5]), SamplingParams(), extra_key="k", lora_id=adapter).extra_key
+        for adapter in (first, again, None)
+    }
+    assert len(keys) == 3

@@ -142,7 +142,9 @@ class World:
         return tuple(ids[: index + 1]), reached, req.extra_key, req.cache_salt, req.weights[index]
 
     def computed(self, req: Request, index: int) -> Any:
-        """The identity of what is computed now; nobody else has KV of several weights."""
+        """The identity of what is computed now, which sees the row; nobody else has KV of several
+        weights."""
+        assert req.memento.applied == req.memento.applied_at(index), (req.rid, index)
         now = self.tree.weight_version
         began = req.memento.weight_version
         req.weights[index] = now if began == now else (began, now, req.rid)
@@ -177,7 +179,8 @@ class World:
 
     def step(self) -> None:
         actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
-        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.03)]
+        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.1)]
+        actions += [(self.look, 3)]
         kinds, weights = zip(*actions, strict=True)
         self.rng.choices(kinds, weights)[0]()
         self.check()
@@ -382,6 +385,11 @@ class World:
         self.tree.evict(EvictParams(num_tokens=wanted))
         assert self.allocator.available_size() - before >= min(wanted, possible)
         assert possible - self.tree.evictable_size() == self.allocator.available_size() - before
+
+    def look(self) -> None:
+        """The policy matches a request that goes on waiting."""
+        if self.waiting:
+            self.match(self.rng.choice(self.waiting))
 
     def load(self) -> None:
         """New weights."""

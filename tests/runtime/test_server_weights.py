@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,15 +20,11 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"max_block_tokens": 6, "max_summary_tokens": 3},
     STRICT | {"max_blocks": 0},
 )
-FLAGS = (
-    *("--chunked-prefill-size", "48", "--enable-lora", "--lora-backend", "torch_native"),
-    *("--max-lora-rank", "4", "--lora-target-modules", "q_proj", "v_proj"),
-)
 
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Served]) -> Served:
-    return serve("weights", "qwen3", *FLAGS)
+    return serve("weights", "qwen3", "--chunked-prefill-size", "48")
 
 
 @pytest.fixture(scope="module")
@@ -225,51 +218,6 @@ def test_a_warm_cache_does_not_outlive_its_weights(
     assert all(a["meta_info"]["cached_tokens"] > 0 for a in trainer.generate("B", again))
     load(trainer, "A")
     assert not any(a["meta_info"]["cached_tokens"] for a in trainer.generate("A", again[:1]))
-
-
-def write_adapter(folder: Path, model: Any, seed: int) -> None:
-    """A random LoRA adapter in PEFT's format; the model gets the same change."""
-    import torch
-    from safetensors.torch import save_file
-
-    rank, alpha, tensors = 4, 8, {}
-    generator = torch.Generator().manual_seed(seed)
-    for number, layer in enumerate(model.model.layers):
-        for name in ("q_proj", "v_proj"):
-            weight = getattr(layer.self_attn, name).weight
-            down = torch.randn(rank, weight.shape[1], generator=generator) * 0.2
-            up = torch.randn(weight.shape[0], rank, generator=generator) * 0.2
-            place = f"base_model.model.model.layers.{number}.self_attn.{name}"
-            tensors |= {f"{place}.lora_A.weight": down, f"{place}.lora_B.weight": up}
-            weight.data += alpha / rank * up @ down
-    folder.mkdir()
-    save_file(tensors, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "bias": "none"}
-    config |= {"target_modules": ["q_proj", "v_proj"], "base_model_name_or_path": "x"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-
-
-def test_an_adapter_of_the_same_name(trainer: Trainer, tmp_path: Path) -> None:
-    """Loaded again with other weights, an adapter shares nothing with what it was."""
-    jobs = jobs_of(10, 50)
-    for base, seed in (("A", 1), ("A", 2), ("B", 2)):
-        trainer.load(base)
-        name = f"{base}{seed}"
-        trainer.models[name] = copy.deepcopy(trainer.models[base])
-        write_adapter(tmp_path / name, trainer.models[name], seed)
-        trainer.generate(base, jobs)
-        trainer.post("/load_lora_adapter", lora_name="x", lora_path=str(tmp_path / name))
-        for _ in range(2):
-            streams = trainer.stream(jobs, lora_path="x")
-            trainer.verify(name, jobs, [stream.finish() for stream in streams])
-        trainer.generate(base, jobs)
-        if name == "A1":
-            trainer.load("B")  # under the adapter
-            trainer.models["B1"] = copy.deepcopy(trainer.models["B"])
-            write_adapter(tmp_path / "B1", trainer.models["B1"], seed)
-            streams = trainer.stream(jobs, lora_path="x")
-            trainer.verify("B1", jobs, [stream.finish() for stream in streams])
-        trainer.post("/unload_lora_adapter", lora_name="x")
 
 
 def test_memory_release_and_resume(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""From the options of the command line (see `cli_options`) to `RunOptions`."""
+"""From the options of the command line (see `options`) to `RunOptions`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from memento_pipeline.cli.options import RULES
+from memento_pipeline import RULES
 from memento_pipeline.llm.endpoints import AskOptions, Endpoint
 from memento_pipeline.output.assemble import AssembleOptions
 from memento_pipeline.output.export import ExportOptions

@@ -12,9 +12,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from memento_pipeline import RULES
 from memento_sgl.address import BASE_URL_ENV, BASE_URL_HELP
-
-RULES = "rules"  # as a model's name: none is asked
 
 OUT = "Where and whether"
 MODEL = "Model"

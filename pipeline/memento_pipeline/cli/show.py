@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from memento_pipeline.cli.options import RULES
+from memento_pipeline import RULES
 from memento_pipeline.records import Converted
 from memento_pipeline.run.convert import Outcome
 from memento_pipeline.run.options import RunOptions

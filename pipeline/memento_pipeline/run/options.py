@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from memento_pipeline.cli.options import RULES
+from memento_pipeline import RULES
 from memento_pipeline.llm.endpoints import AskOptions, Endpoint
 from memento_pipeline.llm.prompts import fingerprint
 from memento_pipeline.output.assemble import AssembleOptions

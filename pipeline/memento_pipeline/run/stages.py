@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from memento_pipeline.cli.options import RULES
+from memento_pipeline import RULES
 from memento_pipeline.llm.paid import Meter, PaidLlm
 from memento_pipeline.read.rows import why_filtered
 from memento_pipeline.records import (
