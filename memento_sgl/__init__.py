@@ -35,12 +35,12 @@ __all__ = [
     "resolve_markers",
 ]
 _MODULES = {
-    "accounting": ("Accounting", "account", "kv_curve"),
-    "config": ("MementoConfig", "RequestOptions"),
-    "engine": ("Engine",),
+    "rule.accounting": ("Accounting", "account", "kv_curve"),
+    "rule.config": ("MementoConfig", "RequestOptions"),
+    "serve.engine": ("Engine",),
     "errors": ("MementoError",),
-    "machine": ("Block", "BlockMachine", "Eviction", "replay"),
-    "markers": ("MarkerIds", "resolve_markers"),
+    "rule.machine": ("Block", "BlockMachine", "Eviction", "replay"),
+    "rule.markers": ("MarkerIds", "resolve_markers"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

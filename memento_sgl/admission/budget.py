@@ -35,8 +35,11 @@ def unfinished(adder: Any) -> list[Any]:
 
 def newcomer(state: Runtime, req: Any, page: int) -> Outlook:
     """A request that has its prompt to be read yet, or the rest of it. SGLang counts a page more
-    for each request, and so does this."""
+    for each request, and so does this. The page in which a match ends is not there yet: the request
+    takes a copy of its beginning."""
     rows, memento = req.prefix_len, req.memento
+    if not req.kv.holds_kv:
+        rows -= rows % page
     length = len(req.origin_input_ids) + len(req.output_ids)
     if req.to_finish is not None:  # refused: SGLang has put another prompt in place
         need = peak = length

@@ -72,7 +72,8 @@ class PagedRadixCache(RequestCache):
             if applied is not None:
                 return node, node.end, applied
             crossed = self._crossed(state, node.end, count)
-            count, stop = crossed - 1, evictions[crossed - 1].point
+            count = crossed - 1
+            stop = evictions[count].point - 1  # a prefill that began at the point would wait there
             first = evictions[count].start - state.gone(count)
             while path and path[-1].end > first:
                 path.pop()

@@ -127,7 +127,7 @@ class RequestCache(RadixTree):
     def _key(self, req: Any, start: int, end: int) -> array[int]:
         """The key of logical tokens `[start, end)`."""
         state: RequestState = req.memento
-        assert end < LONGEST  # `serving.enable` sees to it
+        assert end < LONGEST  # `serve.arguments.enable` sees to it
         prompt, output = req.origin_input_ids, req.output_ids
         known = len(prompt)
         tokens: array[int] = prompt[start:end] + output[max(start - known, 0) : max(end - known, 0)]

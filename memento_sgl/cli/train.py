@@ -12,7 +12,7 @@ from typer import Argument, Option
 HELP = """Train a Memento model in the paper's two stages: full attention, then the Memento mask.
 
 MODEL is a Hugging Face model folder with the marker tokens (memento init-model). DATA are tokenized
-rows: Parquet files or folders, written by `memento convert --tokenizer MODEL` or `memento export`.
+rows: Parquet files or folders, written by `memento convert --train-tokenizer MODEL`.
 Each stage ends in a folder of its own under --out, ready for `memento serve`. Ended early, the same
 command goes on at the last checkpoint. Needs the extra `train`.
 

@@ -36,7 +36,7 @@ class TorchCpuPlatform(CpuSRTPlatform):  # type: ignore[misc]
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Constrain answers with outlines: xgrammar's masks need an accelerator. An idle scheduler
         leaves the cores to others instead of spinning. Ranks share all cores, and those of a
-        tensor-parallel group talk through gloo alone. Memory: see `cpu_memory`."""
+        tensor-parallel group talk through gloo alone. Memory: see `cpu.memory`."""
         server_args.sleep_on_idle = True
         if server_args.max_total_tokens is None:
             _bound_memory(server_args)

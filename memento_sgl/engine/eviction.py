@@ -8,7 +8,7 @@ Page size P: row r has slot `page[r // P] * P + r % P`, and the allocator relies
 keeps its slots, the KV of the tail moves down, and the pages behind the new end are freed.
 
 Rows below `cache_protected_len` belong to the radix tree: their slots are not freed here, the tree
-prunes its nodes instead; shared pages are copied as far as they stay (`radix_paged.py`).
+prunes its nodes instead; shared pages are copied as far as they stay (`cache/paged.py`).
 
 The surplus is what was computed too early: the slot of a step in flight that still saw the block
 (overlap scheduling), or the memento's own slots in restart mode. Those steps are voided and redone.

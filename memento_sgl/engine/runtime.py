@@ -62,6 +62,7 @@ class Runtime:
         self.voided: set[Any] = set()
         self.replaying: set[Any] = set()
         self.reread: set[Any] = set()
+        self._fed: list[tuple[Any, int]] = []
         self.evictions = 0
         self.evicting = False
         self.constrained: WeakSet[Any] = WeakSet()
@@ -176,6 +177,7 @@ class Runtime:
     def feed_replays(self, batch: Any) -> None:
         """Put the tokens to be read again where the next decode step looks for its input."""
         slots, tokens, states = [], [], []
+        self._fed = []
         for req in batch.reqs:
             if req not in self.replaying:
                 continue
@@ -191,6 +193,7 @@ class Runtime:
             else:
                 tokens.append(req.output_ids[index - state.prompt_len])
             states.append(state)
+            self._fed.append((req, index))
             state.replay = index + 1
             if state.replay == state.length:
                 state.replay = None
@@ -205,6 +208,12 @@ class Runtime:
             buffer[where] = what.to(buffer.dtype)
             if (automaton := self.automaton) is not None:
                 automaton.load(slots, states)
+
+    def put_off(self) -> None:
+        """The step that was fed is not run now: the next one reads the same tokens."""
+        for req, index in self._fed:
+            req.memento.replay = index
+            self.replaying.add(req)
 
     def _between_forwards(self) -> Any:
         """Device work inside happens after the step in flight has written the tokens and states

@@ -80,6 +80,8 @@ def describe(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
         kind = getattr(action.type, "__name__", "str")
         valued = action.nargs != 0 and type(action).__name__ != "DeprecatedStoreConstAction"
         plain = isinstance(action.default, (str, int, float, bool, type(None)))
+        if isinstance(action.choices, (set, frozenset)):
+            action.choices = sorted(action.choices)  # a set has another order in each process
         found.append(
             {
                 "names": list(action.option_strings),

@@ -58,7 +58,7 @@ def read_training_rows(paths: Sequence[Path]) -> list[TrainingRow]:
         if missing := [name for name in COLUMNS if name not in table.column_names]:
             raise DataError(
                 f"{file} has no column {', '.join(missing)}: train on the tokenized dataset that "
-                "`memento convert --tokenizer MODEL` or `memento export --tokenizer MODEL` writes"
+                "`memento convert --train-tokenizer MODEL` writes"
             )
         for number, values in enumerate(table.select(COLUMNS).to_pylist()):
             rows.append(_checked(TrainingRow(**values), f"{file}, row {number}"))

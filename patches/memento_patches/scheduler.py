@@ -40,11 +40,14 @@ def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> A
             _retract(stuck, scheduler, batch)
         if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
             batch.batch_is_full = False  # slots are free, and blocks more are known
-    if state.replaying:
+    fed = bool(state.replaying)
+    if fed:
         state.feed_replays(batch)
     prepared = original(scheduler, batch)
-    if prepared is not None:  # else the step was put off: what was fed stays where it is
+    if prepared is not None:
         state.reread.clear()
+    elif fed:
+        state.put_off()
     return prepared
 
 
@@ -58,13 +61,17 @@ def _retract(stuck: list[Any], scheduler: Any, batch: Any) -> None:
 
 
 def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool:
-    """SGLang's own interval between prefills knows nothing of segments."""
+    """SGLang's own interval between prefills knows nothing of segments.
+
+    A decode step that finds no memory ends the last running request: what the prompt holds cannot
+    be taken back. So the prompt goes on instead.
+    """
     req = scheduler.chunked_req
     due: bool = runtime.current().pacing.decode_next(
         more_segments=req is not None and req.memento.next_eviction is not None,
         others=not (running_batch.is_empty() or running_batch.is_prefill_only),
     )
-    return deferred or due
+    return deferred or (due and running_batch.check_decode_mem())
 
 
 def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:

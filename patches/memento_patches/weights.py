@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from memento_sgl.cache.prefix import PrunableRadixCache
+from memento_sgl.cache.tree import RadixTree
 from memento_sgl.environment import has_accelerator
 
 
@@ -21,7 +21,7 @@ def around_load(original: Callable[..., Any], manager: Any, request: Any) -> Any
         return original(manager, request)
     finally:
         tree = manager.scheduler.tree_cache
-        if isinstance(tree, PrunableRadixCache):
+        if isinstance(tree, RadixTree):
             tree.weight_version += 1
 
 

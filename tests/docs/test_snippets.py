@@ -29,7 +29,8 @@ RUN_BY = {
     "think.md": "tests/frontend/test_server_demo_think.py",
     "view.md": "tests/runtime/test_trace_docs.py",
 }
-DATA = {"json", "yaml", "toml", "text"}  # compared with the real thing by the tests of their area
+# Compared with the real thing by the tests of their area.
+DATA = {"json", "yaml", "toml", "text", "mermaid"}
 
 
 def test_every_program_is_run_by_a_test() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,12 @@ pytest.importorskip("sglang")
 
 from memento_patches.prefill import EvictingAdder, _add_first_segment, adder_class
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
+
+from memento_sgl.admission.budget import newcomer
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.rule.config import MementoConfig, RequestOptions
+from memento_sgl.rule.markers import MarkerIds
 
 
 @pytest.mark.parametrize(("length", "joins"), [(8, True), (9, False), (20, False)])
@@ -67,6 +74,25 @@ def test_a_segment_ends_where_it_must_inside_a_page(fits: bool) -> None:
     assert adder.memory_budget == SimpleNamespace(
         total_offset=100 + kept, current_offset=50 + kept, page_size=16
     )
+
+
+@pytest.mark.parametrize(("holds_kv", "need"), [(False, 40 - 16 + 16), (True, 40 - 25 + 16)])
+def test_the_page_in_which_a_match_ends_is_reserved(holds_kv: bool, need: int) -> None:
+    """Two requests that take copies would want a page more than there is."""
+    config = MementoConfig(enable=False, mask_delimiters=False, require_assistant_section=False)
+    markers = MarkerIds(1, 2, 3, 4)
+    ids = array("q", [5] * 40)
+    req = SimpleNamespace(
+        prefix_len=25,
+        memento=RequestState(ids, config, markers, RequestOptions()),
+        kv=SimpleNamespace(holds_kv=holds_kv),
+        origin_input_ids=ids,
+        output_ids=array("q"),
+        to_finish=None,
+        sampling_params=SimpleNamespace(max_new_tokens=1, ignore_eos=False),
+    )
+    outlook = newcomer(Runtime(Settings(config, markers)), req, 16)
+    assert (outlook.need, outlook.peak_need) == (need, need)
 
 
 def test_another_plugins_class_stays_below_ours() -> None:

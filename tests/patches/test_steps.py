@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +13,12 @@ pytest.importorskip("sglang")
 
 from memento_patches.output import RecordingStreamer, streamer_class
 from memento_patches.penalties import COUNTS, around_cumulate
-from memento_patches.scheduler import around_decode, not_voided
+from memento_patches.scheduler import around_decode, between_segments, not_voided
 from memento_patches.tokenizer_manager import add_record
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.sampling.penaltylib import BatchedPenalizerOrchestrator
 
+from memento_sgl.admission.pacing import SEGMENTS
 from memento_sgl.engine import runtime
 from memento_sgl.request.state import Settings
 from memento_sgl.rule.config import MementoConfig
@@ -83,6 +85,41 @@ def test_a_step_that_was_put_off_is_still_done_again(state: runtime.Runtime) -> 
     assert state.reread == {"r"}
     assert around_decode(lambda scheduler, batch: batch, None, "batch") == "batch"
     assert not state.reread
+
+
+def test_a_step_that_was_put_off_reads_the_same_tokens(state: runtime.Runtime) -> None:
+    """The row would lack one of them, and all behind it stand one row too early."""
+    tokens = torch.zeros(4, dtype=torch.int64)
+    state._scheduler = SimpleNamespace(
+        enable_overlap=True,
+        forward_stream_ctx=nullcontext(),
+        future_map=SimpleNamespace(output_tokens_buf=tokens),
+    )
+    req = Req()
+    req.kv, req.finished = SimpleNamespace(req_pool_idx=2), lambda: False
+    req.origin_input_ids, req.output_ids = [5, 6], [7, 8, 9]
+    req.memento = SimpleNamespace(replay=3, prompt_len=2, length=5)
+    state.replaying.add(req)
+    batch, read = SimpleNamespace(reqs=[req]), []
+    for skipped in (True, False, True, True, False, False):
+        around_decode(lambda scheduler, batch, skip=skipped: None if skip else batch, None, batch)
+        if not skipped:
+            read.append(int(tokens[2]))
+    assert read == [8, 9, 9]  # the last step reads what sampling would have put there
+    assert req.memento.replay is None
+    assert not state.replaying
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_no_decode_step_between_segments_without_memory(state: runtime.Runtime, fits: bool) -> None:
+    memento = SimpleNamespace(next_eviction="one")
+    scheduler = SimpleNamespace(chunked_req=SimpleNamespace(memento=memento))
+    running = SimpleNamespace(
+        is_empty=lambda: False, is_prefill_only=False, check_decode_mem=lambda: fits
+    )
+    steps = [between_segments(False, scheduler, running) for _ in range(SEGMENTS + 1)]
+    assert steps == [False] * SEGMENTS + [fits]
+    assert between_segments(True, scheduler, running)
 
 
 def test_a_void_step_does_not_finish_its_request(state: runtime.Runtime) -> None:

@@ -18,6 +18,7 @@ from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from memento_sgl.cache.paged import PagedRadixCache
 from memento_sgl.cache.prefix import PrunableRadixCache
 
 READS = {
@@ -49,9 +50,9 @@ def test_every_method_of_the_manager_stands_in_one_list() -> None:
     assert wrapped("around_release") == {"release_memory_occupation"}
 
 
-@pytest.fixture
-def manager() -> Any:
-    tree = PrunableRadixCache.__new__(PrunableRadixCache)
+@pytest.fixture(params=[PrunableRadixCache, PagedRadixCache])
+def manager(request: pytest.FixtureRequest) -> Any:
+    tree = request.param.__new__(request.param)
     tree._weight_version = tree.generation = 0
     tree._freed = []
     tree.root_node = SimpleNamespace(children={})

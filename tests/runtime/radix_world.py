@@ -179,7 +179,7 @@ class World:
 
     def step(self) -> None:
         actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
-        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.3)]
+        actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.1)]
         actions += [(self.look, 3)]
         kinds, weights = zip(*actions, strict=True)
         self.rng.choices(kinds, weights)[0]()

@@ -106,7 +106,17 @@ def test_the_gauge_sums_and_the_tree_is_read_once(
     assert calls == [("pruned_nodes_total", 2), ("pruned_tokens_total", 9)]
 
 
-def scheduler(*, metrics: bool, tp_rank: int = 0, dp_rank: int | None = None) -> SimpleNamespace:
+def observers(
+    config: MementoConfig, *, metrics: bool, tp_rank: int = 0, dp_rank: int | None = None
+) -> Observers | None:
+    """Those of a scheduler at this place."""
+    from sglang.srt.runtime_context import get_parallel
+
+    with get_parallel().override(attn_tp_rank=tp_rank, dp_rank=dp_rank):
+        return observers_of(scheduler(metrics, tp_rank), config, NO_STRUCTURE)
+
+
+def scheduler(metrics: bool, tp_rank: int) -> SimpleNamespace:
     collector = SimpleNamespace(
         labels={"tp_rank": tp_rank},
         _counter_cls=Recorded,
@@ -117,21 +127,20 @@ def scheduler(*, metrics: bool, tp_rank: int = 0, dp_rank: int | None = None) ->
         metrics_reporter=SimpleNamespace(
             current_scheduler_metrics_enabled=metrics, metrics_collector=collector
         ),
-        ps=SimpleNamespace(attn_tp_rank=tp_rank, dp_rank=dp_rank),
     )
 
 
 def test_nobody_observes_unless_asked(tmp_path: Path) -> None:
     plain = MementoConfig(enable=True)
-    assert observers_of(scheduler(metrics=False), plain, NO_STRUCTURE) is None
+    assert observers(plain, metrics=False) is None
     asked = MementoConfig(enable=True, debug=True, trace_dir=str(tmp_path / "t"))
-    assert observers_of(scheduler(metrics=False, tp_rank=1), asked, NO_STRUCTURE) is None
+    assert observers(asked, metrics=False, tp_rank=1) is None
     assert not (tmp_path / "t").exists()
-    only_metrics = observers_of(scheduler(metrics=True, tp_rank=1), asked, NO_STRUCTURE)
+    only_metrics = observers(asked, metrics=True, tp_rank=1)
     assert only_metrics is not None
     assert only_metrics.metrics is not None
     assert (only_metrics.traces, only_metrics.debug) == (None, False)
-    rest = observers_of(scheduler(metrics=False, dp_rank=1), asked, NO_STRUCTURE)
+    rest = observers(asked, metrics=False, dp_rank=1)
     assert rest is not None
     assert rest.traces is not None
     assert (rest.metrics, rest.debug) == (None, True)

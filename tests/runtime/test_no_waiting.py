@@ -82,6 +82,7 @@ class Lengths(list[int]):
 
 class Request:
     is_retracted, inflight_middle_chunks, cached_tokens = False, 0, 0
+    extend_end = len(TEXT)
 
     def __init__(self, slot: int, **options: Any) -> None:
         self.origin_input_ids, self.output_ids = array("q", TEXT[:1]), array("q", TEXT[1:])
@@ -112,7 +113,7 @@ def make_batch(page: int) -> Any:
             req_to_token=torch.zeros(4, 64, dtype=torch.int32, device=DEVICE)
         ),
         token_to_kv_pool_allocator=kind(*sizes, torch.float32, DEVICE, None, False),
-        tree_cache=None,
+        tree_cache=SimpleNamespace(page_size=page),
         sampling_info=SimpleNamespace(
             penalizer_orchestrator=SimpleNamespace(
                 penalizers={

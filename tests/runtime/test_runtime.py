@@ -39,8 +39,13 @@ class Request:
         self.memento = RequestState(prompt, config, MARKERS, RequestOptions())
         self.memento.observe(self.output_ids)
         self.refreshed = 0
+        self.extend_end = len(prompt)
         self.kv = SimpleNamespace(
-            req_pool_idx=slot, cache_protected_len=0, kv_allocated_len=0, kv_committed_len=0
+            req_pool_idx=slot,
+            cache_protected_len=0,
+            kv_allocated_len=0,
+            kv_committed_len=0,
+            holds_kv=True,
         )
 
     def hold(self, rows: int) -> None:
@@ -261,3 +266,26 @@ def test_embeddings_hold_no_markers() -> None:
         req.set_finish_with_abort("late")
         after_set_finish_with_abort(None, req)
         assert req.memento.prompt_len == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_truncated_prompt_has_a_state_of_its_length(foreseen: bool) -> None:
+    pytest.importorskip("sglang")
+    from memento_patches.limits import around_validate_input_length
+
+    runtime = make_runtime()
+    runtime.config = runtime.config.model_copy(update={"foresee_evictions": foreseen})
+    runtime._scheduler.max_req_len = runtime._scheduler.max_total_num_tokens = 100
+    runtime._scheduler.max_req_input_len = 99
+    runtime._scheduler.model_config = SimpleNamespace(context_len=100)
+    req: Any = Arriving(TOKENS[1:7] * 3)
+    req.memento = runtime.new_request(req)
+    assert len(req.memento.machine.evictions) == 3
+
+    def truncate(req: Any, _most: int, _allowed: bool) -> None:
+        req.origin_input_ids = req.origin_input_ids[:8]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("memento_sgl.engine.runtime._current", runtime)
+        assert around_validate_input_length(truncate, req, 9, True) is None
+    assert (req.memento.length, len(req.memento.machine.evictions)) == (8, 1)

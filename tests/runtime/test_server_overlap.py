@@ -29,7 +29,7 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def server(serve: Callable[..., Served]) -> Served:
-    return serve("overlap", "qwen3", "--chunked-prefill-size", "48")
+    return serve("overlap", "qwen3", "--schedule-policy", "lpm", "--chunked-prefill-size", "48")
 
 
 def test_alone_and_together(server: Served) -> None:

@@ -1,4 +1,4 @@
-"""From the options of the command line (see `cli_options`) to `RunOptions`."""
+"""From the options of the command line (see `options`) to `RunOptions`."""
 
 from __future__ import annotations
 
