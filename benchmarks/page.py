@@ -1,9 +1,10 @@
 """What the page at /memento costs a server: `python -m benchmarks.page`.
 
-Ten chats at once, in three ways that take turns within each round: by a client that streams over
-HTTP, by the same client while the page is open and shows the server's load, and by the page itself,
-which draws all ten. The browser runs on the same machine and takes its own share of it, so the CPU
-time that the server's processes spend per token stands beside the clock.
+Ten chats at once, in four ways that take turns within each round: by a client that streams over
+HTTP, by the same client while the page is open and shows the server's load, by a client over the
+page's WebSocket, and by the page itself, which draws all ten. The last one's browser takes its
+share of the same machine, so the CPU time that the server's processes spend per token stands beside
+the clock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import httpx
 import psutil
 import typer
+import websockets
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.progress import Progress
@@ -32,8 +34,8 @@ from memento_sgl.demo.server import running_server, serve_command
 from memento_sgl.demo.task import held_out
 
 CHATS = 10
-BLOCKS = 24
-WAYS = ("client", "client, page open", "page")
+BLOCKS = 12
+WAYS = ("HTTP", "HTTP, page open", "WebSocket", "page")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 
 
@@ -49,29 +51,54 @@ def question(number: int) -> str:
     return held_out(CHATS, sizes=[BLOCKS])[number].question
 
 
+def body(number: int) -> dict[str, Any]:
+    return {
+        "model": "demo",
+        "messages": [{"role": "user", "content": question(number)}],
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        "custom_params": {"memento": {"show_markers": True}},
+    }
+
+
+def counted(event: str, before: int) -> int:
+    """The output tokens that a streamed event tells; `before` where it tells none."""
+    usage = json.loads(event).get("usage") or {}
+    return int(usage.get("completion_tokens", before))
+
+
 async def stream(url: str) -> int:
     """Ten chats over HTTP; returns their tokens."""
 
     async def one(client: httpx.AsyncClient, number: int) -> int:
-        body = {
-            "model": "demo",
-            "messages": [{"role": "user", "content": question(number)}],
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            "custom_params": {"memento": {"show_markers": True}},
-        }
         tokens = 0
-        async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        async with client.stream("POST", "/v1/chat/completions", json=body(number)) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
                 if line.startswith("data: {"):
-                    usage = json.loads(line[6:]).get("usage") or {}
-                    tokens = usage.get("completion_tokens", tokens)
+                    tokens = counted(line[6:], tokens)
         return tokens
 
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         return sum(await asyncio.gather(*(one(client, number) for number in range(CHATS))))
+
+
+async def relay(url: str) -> int:
+    """The same chats over the page's WebSocket; returns their tokens."""
+    tokens = dict.fromkeys(range(CHATS), 0)
+    running = CHATS
+    async with websockets.connect(f"{url.replace('http', 'ws')}/memento/socket") as socket:
+        for number in tokens:
+            await socket.send(json.dumps({"id": number, "ask": body(number)}))
+        while running:
+            for line in str(await socket.recv()).split("\n"):
+                number, payload = int(line.split(" ", 1)[0]), line.split(" ", 1)[1]
+                if payload == ".":
+                    running -= 1
+                else:
+                    tokens[number] = counted(payload, tokens[number])
+    return sum(tokens.values())
 
 
 def in_page(tab: Any) -> int:
@@ -119,14 +146,15 @@ def run(rounds: int, url: str, progress: Callable[[], None]) -> dict[str, list[R
         # Playwright has a running event loop in this thread.
         client = ThreadPoolExecutor(1)
         acts: dict[str, Callable[[], int]] = {
-            "client": lambda: client.submit(asyncio.run, stream(url)).result(),
-            "client, page open": lambda: client.submit(asyncio.run, stream(url)).result(),
+            "HTTP": lambda: client.submit(asyncio.run, stream(url)).result(),
+            "HTTP, page open": lambda: client.submit(asyncio.run, stream(url)).result(),
+            "WebSocket": lambda: client.submit(asyncio.run, relay(url)).result(),
             "page": lambda: in_page(tab),
         }
         for number in range(rounds + 1):  # the first one warms up
             for way in WAYS[:: 1 if number % 2 else -1]:
                 tab.goto("about:blank")
-                if way != "client":
+                if "page" in way:
                     tab.goto(f"{url}/memento")
                     tab.wait_for_selector(".chat textarea")
                 if way == "page":
@@ -158,7 +186,7 @@ def main(rounds: Annotated[int, typer.Option(help="Rounds that count.")] = 7) ->
         "ratio",
     ):
         table.add_column(column, justify="right" if column else "left")
-    base = found["client"]
+    base = found["HTTP"]
     for way, results in found.items():
         cells = []
         for values, first in zip(zip(*results, strict=True), zip(*base, strict=True), strict=True):

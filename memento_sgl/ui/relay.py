@@ -6,7 +6,8 @@ for one of them to end. Of WebSockets it opens hundreds, and a tab needs one.
 The page sends `{"id": N, "ask": BODY, "key": KEY}` to start a chat completion and
 `{"id": N, "stop": true}` to end it. What comes back are texts `N PAYLOAD`: the JSON of every
 streamed event as it was, `{"refused": STATUS, "reason": TEXT}` or `{"broken": REASON}` where it
-went wrong, and `.` at the end.
+went wrong, and `.` at the end. A message holds several of them, one per line, where they come fast:
+a frame per token would cost the server and the browser more than the token's text.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 POLICY_VIOLATION, BAD_DATA = 1008, 1007
 LONGEST_REASON = 2000
+PAUSE = 0.03  # seconds between two messages to one page
 
 
 class Answer(NamedTuple):
@@ -56,6 +58,8 @@ class Relay:
             return
         await socket.accept()
         chats: dict[int, asyncio.Task[None]] = {}
+        outbox = _Outbox(socket)
+        sending = asyncio.create_task(outbox.send())
         try:
             async for text in socket.iter_text():
                 number, body, key = _read(text)
@@ -63,31 +67,55 @@ class Relay:
                     if (running := chats.get(number)) is not None:
                         running.cancel()
                     continue
-                chats[number] = task = asyncio.create_task(self._chat(socket, number, body, key))
+                chats[number] = task = asyncio.create_task(
+                    self._chat(socket, outbox, number, body, key)
+                )
                 task.add_done_callback(partial(_forget, chats, number))
         except ValueError as error:
             await socket.close(BAD_DATA, f"{error}"[:100])
         finally:
-            running_now = list(chats.values())
+            running_now = [*chats.values(), sending]
             for task in running_now:
                 task.cancel()
             await asyncio.gather(*running_now, return_exceptions=True)
 
-    async def _chat(self, socket: WebSocket, number: int, body: bytes, key: str | None) -> None:
+    async def _chat(
+        self, socket: WebSocket, outbox: _Outbox, number: int, body: bytes, key: str | None
+    ) -> None:
         try:
-            try:
-                async with self._post(socket, body, key) as answer:
-                    if answer.status == 200:
-                        async for event in events(answer.body):
-                            await socket.send_text(f"{number} {event}")
-                    else:
-                        told = {"refused": answer.status, "reason": await _reason(answer.body)}
-                        await socket.send_text(f"{number} {json.dumps(told)}")
-            except OSError as error:
-                await socket.send_text(f"{number} {json.dumps({'broken': str(error)})}")
-            except asyncio.CancelledError:
-                pass  # stopped by the page; it still hears that this was the end
-            await socket.send_text(f"{number} .")
+            async with self._post(socket, body, key) as answer:
+                if answer.status == 200:
+                    async for event in events(answer.body):
+                        outbox.put(f"{number} {event}")
+                else:
+                    told = {"refused": answer.status, "reason": await _reason(answer.body)}
+                    outbox.put(f"{number} {json.dumps(told)}")
+        except OSError as error:
+            outbox.put(f"{number} {json.dumps({'broken': str(error)})}")
+        finally:  # stopped by the page too: it hears that this was the end
+            outbox.put(f"{number} .")
+
+
+class _Outbox:
+    """Lines on their way to one page, as many in a message as came since the last one."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._lines: list[str] = []
+        self._some = asyncio.Event()
+
+    def put(self, line: str) -> None:
+        self._lines.append(line)
+        self._some.set()
+
+    async def send(self) -> None:
+        """Send for as long as the page is there."""
+        try:
+            while await self._some.wait():
+                self._some.clear()
+                lines, self._lines = self._lines, []
+                await self._socket.send_text("\n".join(lines))
+                await asyncio.sleep(PAUSE)
         except (RuntimeError, WebSocketDisconnect):
             logger.debug("the page has gone")
 

@@ -36,10 +36,10 @@ def ask(socket: Any, number: int, key: str | None = KEY, **options: Any) -> None
 
 
 def until_end(socket: Any) -> list[dict[str, Any]]:
-    found = []
-    while not (text := str(socket.recv(60))).endswith(" ."):
-        found.append(json.loads(text.split(" ", 1)[1]))
-    return found
+    lines: list[str] = []
+    while not lines or not lines[-1].endswith(" ."):
+        lines += str(socket.recv(60)).split("\n")
+    return [json.loads(line.split(" ", 1)[1]) for line in lines[:-1]]
 
 
 def connect(server: Served) -> Any:

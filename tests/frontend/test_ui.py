@@ -50,11 +50,12 @@ async def chat(url: str, question: str, *, key: str | None = None, stop: bool = 
     found = []
     async with client.connect(f"{url.replace('http', 'ws')}/memento/socket") as socket:
         await socket.send(json.dumps({"id": 7, "ask": body, "key": key}))
-        async for text in socket:
-            number, payload = str(text).split(" ", 1)
-            assert number == "7"
-            found.append(payload)
-            if payload == ".":
+        async for message in socket:
+            for line in str(message).split("\n"):
+                number, payload = line.split(" ", 1)
+                assert number == "7"
+                found.append(payload)
+            if found[-1] == ".":
                 return found
             if stop:
                 await socket.send(json.dumps({"id": 7, "stop": True}))
@@ -83,12 +84,13 @@ async def test_many_chats_share_one_socket(canned: Canned, url: str) -> None:
             await socket.send(json.dumps({"id": number, "ask": ask}))
         ended = 0
         while ended < len(questions):
-            number, payload = str(await socket.recv()).split(" ", 1)
-            if payload == ".":
-                ended += 1
-            else:
-                delta = json.loads(payload)["choices"][0]["delta"]
-                got[int(number)] = got.get(int(number), "") + delta.get("content", "")
+            for line in str(await socket.recv()).split("\n"):
+                number, payload = line.split(" ", 1)
+                if payload == ".":
+                    ended += 1
+                else:
+                    delta = json.loads(payload)["choices"][0]["delta"]
+                    got[int(number)] = got.get(int(number), "") + delta.get("content", "")
     assert got == {n: canned.trace(question).output for n, question in enumerate(questions)}
 
 
