@@ -122,6 +122,15 @@ LEDGER: tuple[Seam, ...] = (
         fingerprint="137a4e82ed8771de",
     ),
     Seam(
+        target="sglang.srt.managers.tokenizer_control_mixin.TokenizerControlMixin.get_internal_state",
+        kind="AROUND",
+        hook="tokenizer_manager:tell_options",
+        role="frontend",
+        why="the server's options in /server_info, by which clients follow evictions",
+        retire="fields of plugins in the server's information",
+        fingerprint="c4a7cbb66e34363e",
+    ),
+    Seam(
         target=f"{_OPENAI}.serving_chat.OpenAIServingChat._process_messages",
         kind="BEFORE",
         hook="openai_serving:warn_of_dropped_system",

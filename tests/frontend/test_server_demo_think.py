@@ -153,9 +153,6 @@ def test_native_stream_tells_evictions_and_tokens_as_they_happen(server: Served)
     assert isinstance(found[-2], e.AnswerText)  # nothing was left for the end
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a regression: 0.5.23 leaves `_memento` out of /server_info's states"
-)
 def test_think_asks_the_server_for_its_options(server: Served) -> None:
     question = Question("x", base_url=f"{server.url}/v1", memento={"keep_last_n_blocks": 3})
     told = Client(question).server_options()

@@ -57,7 +57,7 @@ def test_a_server_without_mementos(url: str) -> None:
 
 def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
     gauge = KvGauge(10, 20, 40)
-    terminal = Console(file=io.StringIO(), width=60, height=20, force_terminal=True)
+    terminal = Console(file=io.StringIO(), width=80, height=20, force_terminal=True)
     view = LiveView("why\x1b[31m?", terminal)
     for number in range(30):
         for event in (
@@ -73,7 +73,7 @@ def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
         ):
             view.add(event, gauge)
         drawn = io.StringIO()
-        Console(file=drawn, width=60).print(view._now())
+        Console(file=drawn, width=80).print(view._now())
         assert drawn.getvalue().count("\n") <= terminal.height
         for shown in (f"memento{number}", "99 tokens evicted", f"at {number}", "peak ~20"):
             assert shown in drawn.getvalue()

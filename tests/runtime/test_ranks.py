@@ -21,6 +21,7 @@ def scheduler(rows: list[int], applied: int, free: list[int]) -> Any:
     )
     return SimpleNamespace(
         tp_cpu_group=None,
+        tree_cache=SimpleNamespace(weight_version=0),
         req_to_token_pool=SimpleNamespace(req_to_token=torch.tensor([rows])),
         token_to_kv_pool_allocator=SimpleNamespace(get_all_free_pages=lambda: torch.tensor(free)),
         running_batch=SimpleNamespace(reqs=[req]),
