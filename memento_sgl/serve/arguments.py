@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, get_args
 
-import msgspec
-
 from memento_sgl.cache.key import LONGEST
 from memento_sgl.environment import (
     excluded_from_sglang,
@@ -250,6 +248,8 @@ def refuse_flags(given: Any, settled: Any) -> None:
         given: the record of server arguments, as it was written.
         settled: its view after SGLang has filled in its choices.
     """
+    import msgspec  # SGLang's; the flags are shown without it too
+
     defaults = {field.name: field.default for field in msgspec.structs.fields(type(given))}
     if unchecked := check_flags(given, settled, defaults):
         names = ", ".join(map(flag, unchecked))

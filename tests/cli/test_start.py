@@ -27,7 +27,9 @@ from memento_sgl.environment import has_accelerator
 # Runs each command line of a JSON list in one process: exit code, standard output and error, and
 # what has been imported by then.
 SCRIPT = """
-import io, json, sys
+import io, json, os, sys
+for name in os.environ.get("WITHOUT", "").split():
+    sys.modules[name] = None
 from contextlib import redirect_stderr, redirect_stdout
 from memento_sgl.cli.app import main
 
@@ -83,6 +85,16 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         assert (code, err) == (0, ""), case
         assert "Usage: memento" in out or case == ["--version"]
         assert not HEAVY & set(loaded), case
+
+
+def test_help_needs_no_extra(tmp_path: Path) -> None:
+    """As after `pip install .` alone."""
+    absent = "torch sglang transformers msgspec psutil plotext prometheus_client ray trl peft"
+    cases = [[name, "--help"] for name in commands()]
+    found = run(cases, tmp_path, WITHOUT=absent)
+    for case, (code, out, err, _) in zip(cases, found, strict=True):
+        assert (code, err) == (0, ""), case
+        assert "Usage: memento" in out
 
 
 def test_serve_help_lists_sglangs_flags(tmp_path: Path) -> None:
