@@ -23,6 +23,8 @@ from memento_sgl import __version__
 from memento_sgl.cli.app import app
 from memento_sgl.demo.server import free_port
 from memento_sgl.environment import has_accelerator
+from memento_sgl.errors import ConfigError, DataError, ServerError, StoppedError, StoreError
+from memento_sgl.exit_codes import as_exit_code
 
 # Runs each command line of a JSON list in one process: exit code, standard output and error, and
 # what has been imported by then.
@@ -85,6 +87,28 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         assert (code, err) == (0, ""), case
         assert "Usage: memento" in out or case == ["--version"]
         assert not HEAVY & set(loaded), case
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("[a] is wrong"), 2, "error: [a] is wrong"),
+        (DataError("x"), 2, "error: x"),
+        (StoppedError("x"), 5, "error: x"),
+        (StoreError("x"), 6, "error: x"),
+        (ServerError("x " * 200), 1, "error: " + ("x " * 200).rstrip()),
+        (KeyboardInterrupt(), 130, "interrupted: again"),
+    ],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert as_exit_code(fail, "again") == code
+    assert [line.rstrip() for line in capsys.readouterr().err.splitlines()] == [said]
+    assert as_exit_code(lambda: 3, "again") == 3
 
 
 def test_help_needs_no_extra(tmp_path: Path) -> None:
