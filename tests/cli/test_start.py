@@ -52,6 +52,7 @@ for case in json.load(open(sys.argv[1])):
     done.append([code, out.getvalue(), err.getvalue(), loaded])
 sys.stdout.write(json.dumps(done))
 """
+ROOT = Path(__file__).parents[2]
 HEAVY = {"numpy", "pyarrow", "httpx", "openai", "jinja2", "tokenizers", "torch", "sglang", "ray"}
 Done = tuple[Any, str, str, list[str]]
 
@@ -295,6 +296,34 @@ def test_doctor_looks_without_importing(state: str) -> None:
         assert done.returncode == 1
         assert "ServerArgs.add_cli_args has changed" in done.stdout
         assert lines[-1].startswith("not ready to serve")
+
+
+IMPORTING = """
+import importlib.abc, os, signal, sys, tomllib
+
+class Press(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "memento_sgl.cli.trace":
+            os.kill(os.getpid(), signal.SIGINT)
+
+(script,) = tomllib.load(open(sys.argv[1], "rb"))["project"]["scripts"].values()
+module, _, function = script.partition(":")
+found = getattr(__import__(module, fromlist=[function]), function)
+sys.meta_path.insert(0, Press())
+sys.argv = ["memento", "think", "x"]
+found()
+"""
+
+
+def test_ctrl_c_while_everything_is_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, str(ROOT / "pyproject.toml")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def blocked(process: psutil.Process) -> bool:
