@@ -68,9 +68,14 @@ class Asking:
         """
 
         def step(item: Item) -> None:
-            if not self.stopping.is_set():
+            if self.stopping.is_set():
+                return
+            try:
                 one(item)
-                self._show()
+            except BaseException:
+                self.stopping.set()  # before this thread takes the next item
+                raise
+            self._show()
 
         self._show()
         with self._bar, ThreadPoolExecutor(concurrency) as pool:
