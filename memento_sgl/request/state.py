@@ -49,12 +49,10 @@ class Match(NamedTuple):
 
 
 class RequestState:
-    """Markers seen, evictions due and done, and decode steps to be voided.
+    """Markers seen, evictions due and done.
 
     Attributes:
         evicted: tokens missing from the row.
-        void: decode results still to come that must be ignored.
-        replay: logical index that the next decode step reads, while a memento is recomputed.
         match: the radix tree's last answer, while the request waits.
         weight_version: of the weights that the row's KV began with; the tree counts them.
         published: the row has been published since it began.
@@ -79,8 +77,6 @@ class RequestState:
         "measured_peak",
         "prompt_len",
         "published",
-        "replay",
-        "void",
         "watch",
         "weight_version",
     )
@@ -100,8 +96,6 @@ class RequestState:
         self._fed = len(prompt)
         self.applied = 0
         self.evicted = 0
-        self.void = 0
-        self.replay: int | None = None
         self.measured_peak = 0
         self.match: Match | None = None
         self.weight_version = self.left = 0
@@ -208,9 +202,8 @@ class RequestState:
         self.published = False
 
     def reset(self) -> None:
-        """The row is gone (retraction): nothing is applied, nothing is in flight."""
-        self.applied = self.evicted = self.void = 0
-        self.replay = None
+        """The row is gone (retraction): nothing is applied."""
+        self.applied = self.evicted = 0
 
     def row_ids(
         self, ids: MutableSequence[int], prompt: array[int], output: array[int]

@@ -215,7 +215,7 @@ def make_radix_cache(context: Any) -> Any:
             load_hashes()
     if context.params.page_size == 1:
         return PrunableRadixCache(context.params, settings.markers)
-    return PagedRadixCache(context.params, settings.markers, current().move_kv)
+    return PagedRadixCache(context.params, settings.markers, current().scheduler.move_kv)
 
 
 def load_hashes() -> None:

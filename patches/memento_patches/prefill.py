@@ -13,10 +13,7 @@ from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from memento_patches.classes import on_top_of
 from memento_sgl.admission.budget import (
-    give_up,
-    newcomer,
     stock_reservation,
-    survey,
     unfinished,
     without_simulation,
 )
@@ -30,35 +27,35 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        state = runtime.current()
-        if state.config.foresee_evictions:
-            survey(state, self)
+        admission = runtime.current().admission
+        if admission.foresees:
+            admission.survey(self)
 
     def add_chunked_req(self, req: Any) -> Any:
-        state, add = runtime.current(), super().add_chunked_req
-        if state.forecast is None:
+        admission, add = runtime.current().admission, super().add_chunked_req
+        if admission.forecast is None:
             return _add_next_segment(add, self, req)
         # Its whole prompt was reserved when it came in: no budget but the memory there is.
         self.memory_budget.total_offset = 0
         rest = _add_next_segment(add, self, req)
-        state.forecast.add(newcomer(state, req, self.page_size))
-        self.memory_budget.total_offset = state.forecast.peak
+        admission.forecast.add(admission.newcomer(req, self.page_size))
+        self.memory_budget.total_offset = admission.forecast.peak
         return rest
 
     def add_one_req(
         self, req: Any, has_chunked_req: bool, truncation_align_size: int | None
     ) -> Any:
-        state = runtime.current()
+        admission, scheduler = runtime.current().admission, runtime.current().scheduler
         arguments = (super().add_one_req, self, req, has_chunked_req, truncation_align_size)
-        if state.forecast is None:
+        if admission.forecast is None:
             return _add_first_segment(*arguments)
         if self.preempt_list:
-            survey(state, self)
-        entrant = newcomer(state, req, self.page_size)
+            admission.survey(self)
+        entrant = admission.newcomer(req, self.page_size)
         alone = not (has_chunked_req or self.can_run_list or unfinished(self))
         reserved: float = entrant.peak_need
         if not alone:
-            reserved = state.forecast.peak_with(entrant) - state.forecast.peak
+            reserved = admission.forecast.peak_with(entrant) - admission.forecast.peak
         before, added = self.memory_budget.total_offset, len(self.can_run_list)
         # SGLang checks its own figure: make up for the difference meanwhile.
         self.memory_budget.total_offset += reserved - stock_reservation(self, req)
@@ -66,12 +63,13 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
             outcome = _add_first_segment(*arguments)
         self.memory_budget.total_offset = before
         if len(self.can_run_list) > added:
-            state.forecast.add(entrant)
-            self.memory_budget.total_offset = state.forecast.peak
+            admission.forecast.add(entrant)
+            self.memory_budget.total_offset = admission.forecast.peak
             return self.budget_state()
         if alone and outcome is AddReqResult.NO_TOKEN:
-            give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
-            state.waiting.remove(req)
+            pool = scheduler.pool_size
+            scheduler.abort(req, too_long_message(req.memento, req.output_ids, pool))
+            scheduler.waiting.remove(req)
             return AddReqResult.OTHER  # not the batch is full
         return outcome
 

@@ -34,20 +34,20 @@ def around_init(
 
 def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
     state = runtime.current()
-    state.retry.step()
-    if state.due:
+    state.admission.retry.step()
+    if state.redo.due:
         if stuck := evict_running(state, batch):
             _retract(stuck, scheduler, batch)
-        if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
+        if state.admission.ask_again():
             batch.batch_is_full = False  # slots are free, and blocks more are known
-    fed = bool(state.replaying)
+    fed = bool(state.redo.replaying)
     if fed:
         state.feed_replays(batch)
     prepared = original(scheduler, batch)
     if prepared is not None:
-        state.reread.clear()
+        state.redo.reread.clear()
     elif fed:
-        state.put_off()
+        state.redo.put_off()
     return prepared
 
 
@@ -67,7 +67,7 @@ def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool
     be taken back. So the prompt goes on instead.
     """
     req = scheduler.chunked_req
-    due: bool = runtime.current().pacing.decode_next(
+    due: bool = runtime.current().admission.pacing.decode_next(
         more_segments=req is not None and req.memento.next_eviction is not None,
         others=not (running_batch.is_empty() or running_batch.is_prefill_only),
     )
@@ -77,7 +77,7 @@ def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool
 def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
     """Upstream leaves out of the next step who reaches its length with the step in flight: not
     one whose step in flight is void, it would be lost."""
-    voided = runtime.current().voided
+    voided = runtime.current().redo.voided
     return [req for req in finishing if req not in voided] if voided else None
 
 

@@ -15,7 +15,6 @@ pytest.importorskip("sglang")
 from memento_patches.forward import after_init_new
 from test_runtime import MARKERS, TOKENS, Request, make_runtime
 
-from memento_sgl.admission.budget import newcomer
 from memento_sgl.engine.runtime import Runtime
 from memento_sgl.request.state import RequestState, Settings
 from memento_sgl.rule.accounting import account, kv_curve
@@ -29,7 +28,6 @@ BLOCK = [1, 8, 8, 2, 3, 7, 4]  # two tokens in the block, one in its memento
 @pytest.mark.parametrize("extend", [True, False])
 def test_positions_move_by_what_was_evicted(extend: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = make_runtime()
-    runtime.offsets = torch.zeros(4, dtype=torch.int64)
     monkeypatch.setattr("memento_sgl.engine.runtime._current", runtime)
 
     def positions() -> list[int]:
@@ -45,7 +43,7 @@ def test_positions_move_by_what_was_evicted(extend: bool, monkeypatch: pytest.Mo
         return moved
 
     assert positions() == list(range(4 if extend else 2))
-    runtime.set_offsets([1, 2], [10, 20])
+    runtime.positions.set([1, 2], [10, 20])
     assert positions() == ([20, 21, 22, 13] if extend else [20, 11])
 
 
@@ -72,24 +70,24 @@ def test_the_rhythm_learns_what_goes(mask: bool, gone: int) -> None:
     runtime = Runtime(Settings(config, MARKERS))
     state = RequestState([9], config, MARKERS, RequestOptions())
     assert runtime._read(state, BLOCK)
-    assert (runtime.rhythm.cycle, runtime.rhythm.gone) == (len(BLOCK), gone)
+    assert (runtime.admission.rhythm.cycle, runtime.admission.rhythm.gone) == (len(BLOCK), gone)
     assert runtime._read(state, BLOCK * 2)
-    assert (runtime.rhythm.cycle, runtime.rhythm.gone) == (len(BLOCK), gone)
+    assert (runtime.admission.rhythm.cycle, runtime.admission.rhythm.gone) == (len(BLOCK), gone)
 
 
 @pytest.mark.parametrize("cached", [0, 5])
 def test_a_newcomer_gives_back_what_it_took_itself(cached: int) -> None:
     """What it found in the tree stays there when it ends."""
     runtime, req = make_runtime(), Request(TOKENS[:6], [], restart=False)
-    runtime.rhythm.learn(20, 10)
+    runtime.admission.rhythm.learn(20, 10)
     req.hold(cached)
     req.to_finish = None  # type: ignore[attr-defined]
     sampling = SimpleNamespace(max_new_tokens=100, ignore_eos=True)
     req.sampling_params = sampling  # type: ignore[attr-defined]
-    outlook = newcomer(runtime, req, 1)
+    outlook = runtime.admission.newcomer(req, 1)
     assert outlook.need == outlook.frees == 6 - cached + 1
     sampling.ignore_eos = False
-    assert newcomer(runtime, req, 1).frees is None
+    assert runtime.admission.newcomer(req, 1).frees is None
 
 
 def test_the_area_counts_from_the_first_output_token() -> None:
