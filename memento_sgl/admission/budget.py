@@ -6,8 +6,6 @@ its own reservation stays below that. Both figures are replaced by those of `adm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from memento_sgl.admission.forecast import Forecast, Outlook, Retry, Rhythm, tokens_ahead
@@ -129,15 +127,3 @@ def stock_reservation(adder: Any, req: Any) -> int:
     """What `PrefillAdder.add_one_req` itself would reserve."""
     rest = len(req.full_untruncated_fill_ids) - req.prefix_len
     return int(rest + _clip(_tokens_left(req)) + adder.per_req_token_overhead)
-
-
-@contextmanager
-def without_simulation(req: Any) -> Iterator[None]:
-    """Without a radix cache SGLang draws `ignore_eos` requests ahead as well, but not their
-    evictions."""
-    known = req.sampling_params.ignore_eos
-    req.sampling_params.ignore_eos = known and not req.memento.config.evicts
-    try:
-        yield
-    finally:
-        req.sampling_params.ignore_eos = known

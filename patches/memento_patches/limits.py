@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from memento_patches.overridden import overridden
 from memento_sgl.admission.messages import outgrown_message, too_long_message
 from memento_sgl.engine import runtime
 
@@ -13,13 +14,9 @@ def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, re
     """SGLang clips a request's length to the context and to the pool; here to the context only."""
     if not runtime.current().admission.lengthens(req):
         return original(scheduler, req)
-    limits = scheduler.max_req_len, scheduler.max_total_num_tokens
     context = scheduler.model_config.context_len
-    scheduler.max_req_len, scheduler.max_total_num_tokens = context - 1, 2 * context
-    try:
+    with overridden(scheduler, max_req_len=context - 1, max_total_num_tokens=2 * context):
         original(scheduler, req)
-    finally:
-        scheduler.max_req_len, scheduler.max_total_num_tokens = limits
 
 
 def around_validate_input_length(

@@ -12,10 +12,10 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from memento_patches.classes import on_top_of
+from memento_patches.overridden import overridden
 from memento_sgl.admission.budget import (
     stock_reservation,
     unfinished,
-    without_simulation,
 )
 from memento_sgl.admission.messages import too_long_message
 from memento_sgl.engine import runtime
@@ -56,15 +56,16 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
         reserved: float = entrant.peak_need
         if not alone:
             reserved = admission.forecast.peak_with(entrant) - admission.forecast.peak
-        before, added = self.memory_budget.total_offset, len(self.can_run_list)
-        # SGLang checks its own figure: make up for the difference meanwhile.
-        self.memory_budget.total_offset += reserved - stock_reservation(self, req)
-        with without_simulation(req):
+        budget, sampling, added = self.memory_budget, req.sampling_params, len(self.can_run_list)
+        # SGLang checks its own figure: make up for the difference meanwhile. Without a radix cache
+        # it draws `ignore_eos` requests ahead as well, but not their evictions.
+        offset = budget.total_offset + (reserved - stock_reservation(self, req))
+        drawn = sampling.ignore_eos and not req.memento.config.evicts
+        with overridden(budget, total_offset=offset), overridden(sampling, ignore_eos=drawn):
             outcome = _add_first_segment(*arguments)
-        self.memory_budget.total_offset = before
         if len(self.can_run_list) > added:
             admission.forecast.add(entrant)
-            self.memory_budget.total_offset = admission.forecast.peak
+            budget.total_offset = admission.forecast.peak
             return self.budget_state()
         if alone and outcome is AddReqResult.NO_TOKEN:
             pool = scheduler.pool_size
@@ -86,10 +87,9 @@ def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any
     limit = rows_to_next_point(req)
     if limit is None:
         return original(req)
-    budget = adder.rem_chunk_tokens
-    adder.rem_chunk_tokens = min(budget, limit)
-    rest = original(req)
-    adder.rem_chunk_tokens = budget - req.extend_len
+    with overridden(adder, rem_chunk_tokens=min(adder.rem_chunk_tokens, limit)):
+        rest = original(req)
+    adder.rem_chunk_tokens -= req.extend_len
     return rest
 
 
@@ -109,13 +109,11 @@ def _add_first_segment(
         return original(req, has_chunked_req, truncation_align_size)
     if taken:
         return AddReqResult.CONTINUE  # not now; requests without finished blocks may pass
-    budget = adder.rem_chunk_tokens
-    added = len(adder.can_run_list)
-    adder.rem_chunk_tokens = min(budget, limit)
-    with _segments_end_inside_pages(adder):
+    added, chunk = len(adder.can_run_list), min(adder.rem_chunk_tokens, limit)
+    with overridden(adder, rem_chunk_tokens=chunk), _segments_end_inside_pages(adder):
         outcome = original(req, has_chunked_req, truncation_align_size)
     used = req.extend_len if len(adder.can_run_list) > added else 0
-    adder.rem_chunk_tokens = budget - used
+    adder.rem_chunk_tokens -= used
     return adder.budget_state() if used else outcome
 
 
@@ -123,16 +121,11 @@ def _add_first_segment(
 def _segments_end_inside_pages(adder: Any) -> Iterator[None]:
     """Upstream cuts a first chunk at a page border, and an eviction point lies anywhere: count in
     single slots meanwhile, the rest of the page that upstream reserves for a request set aside."""
-    page, added = adder.page_size, len(adder.can_run_list)
-    adder.memory_budget.total_offset += page - 1
-    adder.memory_budget.current_offset += page - 1
-    overhead = adder.per_req_token_overhead
-    adder.page_size = adder.memory_budget.page_size = adder.per_req_token_overhead = 1
-    try:
+    budget, rest, added = adder.memory_budget, adder.page_size - 1, len(adder.can_run_list)
+    budget.total_offset += rest
+    budget.current_offset += rest
+    with overridden(adder, page_size=1, per_req_token_overhead=1), overridden(budget, page_size=1):
         yield
-    finally:
-        adder.page_size = adder.memory_budget.page_size = page
-        adder.per_req_token_overhead = overhead
-        if len(adder.can_run_list) == added:
-            adder.memory_budget.total_offset -= page - 1
-            adder.memory_budget.current_offset -= page - 1
+    if len(adder.can_run_list) == added:
+        budget.total_offset -= rest
+        budget.current_offset -= rest

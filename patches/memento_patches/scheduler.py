@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
+from memento_patches.overridden import overridden
 from memento_patches.plugin import install
 from memento_sgl.cache.tree import RadixTree
 from memento_sgl.engine import runtime
@@ -102,12 +104,9 @@ def _process_without(
     """The result loop skips retracted requests, under overlap scheduling only: look like that."""
     processor = scheduler.batch_result_processor
     if not processor.enable_overlap:
-        scheduler.batch_result_processor = replace(processor, enable_overlap=True)
-    for req in ignored:
-        req.is_retracted = True
-    try:
-        original(scheduler, batch, result)
-    finally:
-        scheduler.batch_result_processor = processor
+        processor = replace(processor, enable_overlap=True)
+    with ExitStack() as stack:
+        stack.enter_context(overridden(scheduler, batch_result_processor=processor))
         for req in ignored:
-            req.is_retracted = False
+            stack.enter_context(overridden(req, is_retracted=True))
+        original(scheduler, batch, result)
