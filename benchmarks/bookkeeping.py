@@ -73,7 +73,8 @@ def measure(blocks: int) -> float:
     from memento_sgl.cache.prefix import PrunableRadixCache
     from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
     from memento_sgl.engine.runtime import Runtime
-    from memento_sgl.request.state import RequestState, Settings
+    from memento_sgl.request.settings import Settings
+    from memento_sgl.request.state import RequestState
     from memento_sgl.rule.config import MementoConfig, RequestOptions
     from memento_sgl.rule.markers import MarkerIds
 

@@ -10,7 +10,7 @@ from memento_sgl.engine.automaton import EmissionAutomaton
 
 if TYPE_CHECKING:
     from memento_sgl.engine.scheduler_access import SchedulerAccess
-    from memento_sgl.request.state import Settings
+    from memento_sgl.request.settings import Settings
 
 
 class ConstrainedEmission:

@@ -11,13 +11,9 @@ from memento_sgl.engine.redo import RedoQueues
 from memento_sgl.engine.scheduler_access import SchedulerAccess
 from memento_sgl.errors import RequestError
 from memento_sgl.observe.watch import Observers, Watch, observers_of
-from memento_sgl.request.state import (
-    RequestState,
-    Settings,
-    check_options,
-    has_grammar,
-    options_of,
-)
+from memento_sgl.request.overrides import check_options, has_grammar, options_of
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import RequestOptions
 
 if TYPE_CHECKING:

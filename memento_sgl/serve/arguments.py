@@ -21,7 +21,7 @@ from memento_sgl.environment import (
 )
 from memento_sgl.errors import ConfigError
 from memento_sgl.observe.trace.writer import check_folder
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.emission import resolve_structure
 from memento_sgl.rule.markers import resolve_markers

@@ -35,7 +35,7 @@ from memento_sgl.request.door import (
     check_sampling,
     check_session,
 )
-from memento_sgl.request.state import check_options, has_grammar
+from memento_sgl.request.overrides import check_options, has_grammar
 from memento_sgl.serve.arguments import settings_of
 
 DERIVED = {

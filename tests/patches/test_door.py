@@ -31,7 +31,9 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
 from memento_sgl.request.door import REQUEST_RANGES, SAMPLING_RANGES, UNSUPPORTED_FIELDS
-from memento_sgl.request.state import RequestState, Settings, options_of
+from memento_sgl.request.overrides import options_of
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import LARGEST, MementoConfig, RequestOptions
 from memento_sgl.rule.emission import Structure
 from memento_sgl.rule.markers import MarkerIds

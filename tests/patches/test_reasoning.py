@@ -15,7 +15,7 @@ from sglang.srt.parser.reasoning_parser import ReasoningParser
 from transformers import AddedToken
 
 from memento_sgl.demo.tokenizer import build_tokenizer
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.serve.reasoning import MementoDetector, register_parser

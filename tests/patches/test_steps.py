@@ -20,7 +20,7 @@ from sglang.srt.sampling.penaltylib import BatchedPenalizerOrchestrator
 
 from memento_sgl.admission.pacing import SEGMENTS
 from memento_sgl.engine import runtime
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import MarkerIds
 

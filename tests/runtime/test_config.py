@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
-from memento_sgl.request.state import Settings, check_options
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds, resolve_markers
 

@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from memento_sgl.engine import runtime, staging
 from memento_sgl.engine.eviction import evict_running
-from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds
 

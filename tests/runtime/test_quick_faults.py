@@ -16,7 +16,8 @@ from memento_patches.forward import after_init_new
 from test_runtime import MARKERS, TOKENS, Request, make_runtime
 
 from memento_sgl.engine.runtime import Runtime
-from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.accounting import account, kv_curve
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.machine import replay

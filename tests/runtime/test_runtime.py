@@ -13,7 +13,9 @@ torch = pytest.importorskip("torch")
 from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
 from memento_sgl.engine.positions import logical_lengths
 from memento_sgl.engine.runtime import Runtime
-from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.machine import Eviction
 from memento_sgl.rule.markers import MarkerIds
