@@ -18,6 +18,7 @@ RUNTIME = {
     "memento_sgl/serve/reasoning.py",
     "memento_sgl/admission/budget.py",
     "memento_sgl/serve/arguments.py",
+    "memento_sgl/serve/radix.py",
     "memento_sgl/engine/scheduler_access.py",
     "memento_sgl/engine/staging.py",
     "memento_sgl/serve/launch.py",

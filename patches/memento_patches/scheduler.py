@@ -16,7 +16,8 @@ from memento_sgl.engine import runtime
 from memento_sgl.engine.eviction import evict_running
 from memento_sgl.engine.integrity import check_ownership, check_ranks
 from memento_sgl.environment import check_slots
-from memento_sgl.serve.arguments import RADIX_BACKEND, make_radix_cache, settings_of
+from memento_sgl.serve.arguments import RADIX_BACKEND, settings_of
+from memento_sgl.serve.radix import make_radix_cache
 from memento_sgl.serve.reasoning import register_parser
 
 

@@ -21,7 +21,7 @@ from memento_sgl.request.state import RequestState
 from memento_sgl.rule.accounting import account, kv_curve
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.machine import replay
-from memento_sgl.serve.arguments import saying_what_it_waits_for
+from memento_sgl.serve.radix import saying_what_it_waits_for
 
 BLOCK = [1, 8, 8, 2, 3, 7, 4]  # two tokens in the block, one in its memento
 
@@ -106,7 +106,7 @@ def test_a_start_that_waits_says_for_what() -> None:
     said: queue.Queue[str] = queue.Queue()
     handler = logging.Handler()
     handler.emit = lambda record: said.put(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("memento_sgl.serve.arguments").addHandler(handler)
+    logging.getLogger("memento_sgl.serve.radix").addHandler(handler)
     try:
         with saying_what_it_waits_for("an extension", seconds=0.01):
             assert "waits for an extension" in said.get(timeout=60)
@@ -114,4 +114,4 @@ def test_a_start_that_waits_says_for_what() -> None:
             pass
         assert said.empty()
     finally:
-        logging.getLogger("memento_sgl.serve.arguments").removeHandler(handler)
+        logging.getLogger("memento_sgl.serve.radix").removeHandler(handler)
