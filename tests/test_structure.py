@@ -23,7 +23,7 @@ RUNTIME = {
     "memento_sgl/engine/staging.py",
     "memento_sgl/serve/launch.py",
     "memento_sgl/serve/sglang_flags.py",
-    "memento_sgl/observe/watch.py",
+    "memento_sgl/observe/observers.py",
 }
 
 PROGRAMS = {  # SGLang's frontend language, never its runtime

@@ -10,7 +10,8 @@ from memento_sgl.engine.positions import Positions
 from memento_sgl.engine.redo import RedoQueues
 from memento_sgl.engine.scheduler_access import SchedulerAccess
 from memento_sgl.errors import RequestError
-from memento_sgl.observe.watch import Observers, Watch, observers_of
+from memento_sgl.observe.observers import Observers, observers_of
+from memento_sgl.observe.watch import Watch
 from memento_sgl.request.overrides import check_options, has_grammar, options_of
 from memento_sgl.request.settings import Settings
 from memento_sgl.request.state import RequestState
