@@ -98,7 +98,7 @@ def measure(blocks: int) -> float:
     req.lock = tree.lock(req.last_node)
     while req.prefix_len < len(req.full_untruncated_fill_ids):
         req.refresh_fill_ids()
-        admission.newcomer(req, 1)
+        admission.estimate_waiting(req, 1)
         limit, left = rows_to_next_point(req), len(req.full_untruncated_fill_ids) - req.prefix_len
         count = left if limit is None else min(limit, left)
         slots = allocator.alloc(count)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memento_sgl.admission.forecast import Forecast, Outlook, Retry, Rhythm, tokens_ahead
+from memento_sgl.admission.forecast import BlockStats, Estimate, Forecast, Retry, tokens_ahead
 from memento_sgl.admission.pacing import Pacing
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class Admission:
 
     Attributes:
         foresees: evictions count; else SGLang's own reservation does.
-        rhythm: what finished blocks were like.
+        block_stats: what finished blocks were like.
         retry: when an eviction may let another request in.
         pacing: lets decode steps run between the segments of a prompt.
         forecast: what running and admitted requests will hold, while a prefill batch is put
@@ -32,7 +32,7 @@ class Admission:
 
     def __init__(self, config: MementoConfig) -> None:
         self.foresees = config.foresee_evictions
-        self.rhythm = Rhythm()
+        self.block_stats = BlockStats()
         self.retry = Retry()
         self.pacing = Pacing()
         self.forecast: Forecast | None = None
@@ -41,25 +41,25 @@ class Admission:
     def learn(self, state: RequestState, since: int) -> None:
         """A block of a request has closed; `since`: where it had been open since."""
         gone = state.machine.blocks[-1].block_tokens + self._delimiters
-        self.rhythm.learn(state.open_since - since, gone)
+        self.block_stats.learn(state.open_since - since, gone)
 
     def ask_again(self) -> bool:
         """Whether the evictions that were just made are a reason to look at who waits."""
-        return self.foresees and self.retry.due(self.rhythm.count)
+        return self.foresees and self.retry.due(self.block_stats.count)
 
-    def lengthens(self, req: Any) -> bool:
+    def may_exceed_pool(self, req: Any) -> bool:
         """Whether a request may get longer than the pool because it evicts."""
         state: RequestState = req.memento
         return self.foresees and state.config.evicts
 
-    def survey(self, adder: Any) -> None:
+    def estimate_running(self, adder: Any) -> None:
         """Foresee what runs and what this batch has taken in so far."""
-        outlooks = [self._outlook(r, adder.new_token_ratio) for r in unfinished(adder)]
-        outlooks += [self.newcomer(r, adder.page_size) for r in adder.can_run_list]
-        self.forecast = Forecast(outlooks, self.rhythm.deviation)
+        estimates = [self._estimate(r, adder.new_token_ratio) for r in unfinished(adder)]
+        estimates += [self.estimate_waiting(r, adder.page_size) for r in adder.can_run_list]
+        self.forecast = Forecast(estimates, self.block_stats.deviation)
         adder.memory_budget.total_offset = self.forecast.peak
 
-    def newcomer(self, req: Any, page: int) -> Outlook:
+    def estimate_waiting(self, req: Any, page: int) -> Estimate:
         """A request that has its prompt to be read yet, or the rest of it. SGLang counts a page
         more for each request, and so does this. The page in which a match ends is not there yet:
         the request takes a copy of its beginning."""
@@ -71,22 +71,22 @@ class Admission:
             need = peak = length
         else:
             need, peak = memento.rows_replayed(length), memento.peak_rows(length)
-        outlook = self._outlook(req, 1.0)
-        return outlook._replace(
+        estimate = self._estimate(req, 1.0)
+        return estimate._replace(
             need=need - rows + page,
             peak_need=peak - rows + page,
-            frees=None if outlook.frees is None else need - rows + page,
+            frees=None if estimate.frees is None else need - rows + page,
         )
 
-    def _outlook(self, req: Any, ratio: float) -> Outlook:
+    def _estimate(self, req: Any, ratio: float) -> Estimate:
         left = _tokens_left(req)
         expected = _clip(left) * ratio
-        cycle, gone = self._rhythm_of(req.memento)
+        cycle, gone = self._block_cycle(req.memento)
         if not cycle:
-            return Outlook(expected)
+            return Estimate(expected)
         opened = len(req.origin_input_ids) + len(req.output_ids) - req.memento.open_since
         certain = req.sampling_params.ignore_eos
-        return Outlook(
+        return Estimate(
             ahead=tokens_ahead(left, expected, cycle=cycle, opened=opened, certain=certain),
             cycle=cycle,
             gone=gone,
@@ -95,16 +95,16 @@ class Admission:
             frees=req.kv.kv_committed_len - req.kv.cache_protected_len if certain else None,
         )
 
-    def _rhythm_of(self, state: RequestState) -> tuple[float, float]:
+    def _block_cycle(self, state: RequestState) -> tuple[float, float]:
         """Tokens from memento to memento, and how many of them go, as expected of a request; the
         caps stand in until a block was seen. Zero: its evictions cannot be foreseen."""
         config = state.config
         if not config.evicts:
             return 0.0, 0.0
         block, memento = config.max_block_tokens, config.max_summary_tokens
-        if not self.rhythm.count and block and memento:
+        if not self.block_stats.count and block and memento:
             return block + memento + MARKERS_PER_BLOCK, block
-        return self.rhythm.cycle, self.rhythm.gone
+        return self.block_stats.cycle, self.block_stats.gone
 
 
 def unfinished(adder: Any) -> list[Any]:

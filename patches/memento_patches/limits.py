@@ -12,7 +12,7 @@ from memento_sgl.engine import runtime
 
 def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
     """SGLang clips a request's length to the context and to the pool; here to the context only."""
-    if not runtime.current().admission.lengthens(req):
+    if not runtime.current().admission.may_exceed_pool(req):
         return original(scheduler, req)
     context = scheduler.model_config.context_len
     with overridden(scheduler, max_req_len=context - 1, max_total_num_tokens=2 * context):
@@ -24,13 +24,13 @@ def around_validate_input_length(
 ) -> str | None:
     """A prompt whose finished blocks make it fit is accepted."""
     state = runtime.current()
-    lengthens, length = state.admission.lengthens(req), len(req.origin_input_ids)
-    most = state.scheduler.longest_prompt if lengthens else max_req_input_len
+    may_exceed, length = state.admission.may_exceed_pool(req), len(req.origin_input_ids)
+    most = state.scheduler.longest_prompt if may_exceed else max_req_input_len
     error = original(req, most, allow_auto_truncate)
     if len(req.origin_input_ids) < length:
         req.memento = state.new_request(req)
     if (
-        lengthens
+        may_exceed
         and error is None
         and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.scheduler.pool_size
     ):

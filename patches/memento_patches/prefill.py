@@ -29,7 +29,7 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         admission = runtime.current().admission
         if admission.foresees:
-            admission.survey(self)
+            admission.estimate_running(self)
 
     def add_chunked_req(self, req: Any) -> Any:
         admission, add = runtime.current().admission, super().add_chunked_req
@@ -38,7 +38,7 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
         # Its whole prompt was reserved when it came in: no budget but the memory there is.
         self.memory_budget.total_offset = 0
         rest = _add_next_segment(add, self, req)
-        admission.forecast.add(admission.newcomer(req, self.page_size))
+        admission.forecast.add(admission.estimate_waiting(req, self.page_size))
         self.memory_budget.total_offset = admission.forecast.peak
         return rest
 
@@ -50,12 +50,12 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
         if admission.forecast is None:
             return _add_first_segment(*arguments)
         if self.preempt_list:
-            admission.survey(self)
-        entrant = admission.newcomer(req, self.page_size)
+            admission.estimate_running(self)
+        estimate = admission.estimate_waiting(req, self.page_size)
         alone = not (has_chunked_req or self.can_run_list or unfinished(self))
-        reserved: float = entrant.peak_need
+        reserved: float = estimate.peak_need
         if not alone:
-            reserved = admission.forecast.peak_with(entrant) - admission.forecast.peak
+            reserved = admission.forecast.peak_with(estimate) - admission.forecast.peak
         budget, sampling, added = self.memory_budget, req.sampling_params, len(self.can_run_list)
         # SGLang checks its own figure: make up for the difference meanwhile. Without a radix cache
         # it draws `ignore_eos` requests ahead as well, but not their evictions.
@@ -64,7 +64,7 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
         with overridden(budget, total_offset=offset), overridden(sampling, ignore_eos=drawn):
             outcome = _add_first_segment(*arguments)
         if len(self.can_run_list) > added:
-            admission.forecast.add(entrant)
+            admission.forecast.add(estimate)
             budget.total_offset = admission.forecast.peak
             return self.budget_state()
         if alone and outcome is AddReqResult.NO_TOKEN:

@@ -90,8 +90,8 @@ def test_the_page_in_which_a_match_ends_is_reserved(holds_kv: bool, need: int) -
         to_finish=None,
         sampling_params=SimpleNamespace(max_new_tokens=1, ignore_eos=False),
     )
-    outlook = Admission(config).newcomer(req, 16)
-    assert (outlook.need, outlook.peak_need) == (need, need)
+    estimate = Admission(config).estimate_waiting(req, 16)
+    assert (estimate.need, estimate.peak_need) == (need, need)
 
 
 def test_another_plugins_class_stays_below_ours() -> None:

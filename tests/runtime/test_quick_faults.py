@@ -66,29 +66,35 @@ def test_blocks_seen_are_not_kept_once_more(options: dict[str, Any], kept: list[
 
 
 @pytest.mark.parametrize(("mask", "gone"), [(False, 2), (True, 4)])
-def test_the_rhythm_learns_what_goes(mask: bool, gone: int) -> None:
+def test_block_stats_learn_what_goes(mask: bool, gone: int) -> None:
     config = MementoConfig(enable=True, mask_delimiters=mask, require_assistant_section=False)
     runtime = Runtime(Settings(config, MARKERS))
     state = RequestState([9], config, MARKERS, RequestOptions())
     assert runtime._read(state, BLOCK)
-    assert (runtime.admission.rhythm.cycle, runtime.admission.rhythm.gone) == (len(BLOCK), gone)
+    assert (runtime.admission.block_stats.cycle, runtime.admission.block_stats.gone) == (
+        len(BLOCK),
+        gone,
+    )
     assert runtime._read(state, BLOCK * 2)
-    assert (runtime.admission.rhythm.cycle, runtime.admission.rhythm.gone) == (len(BLOCK), gone)
+    assert (runtime.admission.block_stats.cycle, runtime.admission.block_stats.gone) == (
+        len(BLOCK),
+        gone,
+    )
 
 
 @pytest.mark.parametrize("cached", [0, 5])
-def test_a_newcomer_gives_back_what_it_took_itself(cached: int) -> None:
+def test_a_waiting_request_gives_back_what_it_took_itself(cached: int) -> None:
     """What it found in the tree stays there when it ends."""
     runtime, req = make_runtime(), Request(TOKENS[:6], [], restart=False)
-    runtime.admission.rhythm.learn(20, 10)
+    runtime.admission.block_stats.learn(20, 10)
     req.hold(cached)
     req.to_finish = None  # type: ignore[attr-defined]
     sampling = SimpleNamespace(max_new_tokens=100, ignore_eos=True)
     req.sampling_params = sampling  # type: ignore[attr-defined]
-    outlook = runtime.admission.newcomer(req, 1)
-    assert outlook.need == outlook.frees == 6 - cached + 1
+    estimate = runtime.admission.estimate_waiting(req, 1)
+    assert estimate.need == estimate.frees == 6 - cached + 1
     sampling.ignore_eos = False
-    assert runtime.admission.newcomer(req, 1).frees is None
+    assert runtime.admission.estimate_waiting(req, 1).frees is None
 
 
 def test_the_area_counts_from_the_first_output_token() -> None:
