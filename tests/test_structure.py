@@ -11,11 +11,11 @@ from arrows import ARROWS, BASE, OLD_NAMES, PACKAGES, ROOT, arrows
 RUNTIME = {
     "memento_sgl/cpu/platform.py",
     "memento_sgl/serve/engine.py",
-    "memento_sgl/cache/events.py",
+    "memento_sgl/cache/kv_events.py",
     "memento_sgl/cache/paged.py",
     "memento_sgl/cache/requests.py",
     "memento_sgl/cache/tree.py",
-    "memento_sgl/serve/reasoning.py",
+    "memento_sgl/serve/reasoning_parser.py",
     "memento_sgl/admission/budget.py",
     "memento_sgl/serve/arguments.py",
     "memento_sgl/serve/radix.py",

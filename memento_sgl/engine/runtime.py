@@ -56,7 +56,7 @@ class Runtime:
         self.observers = observers_of(scheduler, self.settings.config, self.settings.structure)
 
     def new_request(self, req: Any, *, probe: bool = False) -> RequestState:
-        """State for a request; bad options (already refused at the door) abort it alone.
+        """State for a request; bad options (refused before it came here) abort it alone.
 
         A probe is a request of the server's own health check: nobody watches those.
         """
@@ -75,7 +75,7 @@ class Runtime:
         prompt = req.origin_input_ids
         if req.input_embeds is not None:  # SGLang puts token 1 in place of each
             options = options.model_copy(update={"assistant_start": len(prompt)})
-        if req.session is not None:  # the door has seen this turn's tokens only
+        if req.session is not None:  # validation has seen this turn's tokens only
             grammar = has_grammar(params, require_reasoning=req.require_reasoning)
             check_options(params.custom_params, prompt, self.settings, grammar=grammar)
         return RequestState(prompt, self.settings.config, self.settings.markers, options)

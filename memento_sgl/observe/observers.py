@@ -9,7 +9,7 @@ from memento_sgl.observe.debug_lines import DebugSink
 from memento_sgl.observe.metrics import Metrics
 from memento_sgl.observe.metrics_sink import MetricsSink
 from memento_sgl.observe.sink import Sink
-from memento_sgl.observe.trace.sink import TraceSink
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.observe.trace.writer import TraceWriter, check_folder
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ def check_options(
     input_logprobs: bool = False,
     grammar: bool = False,
 ) -> None:
-    """Validate a request at the door.
+    """Validate a request on its way in.
 
     Args:
         custom_params: the request's `custom_params`.

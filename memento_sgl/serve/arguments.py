@@ -65,7 +65,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
 
     from memento_patches.plugin import install
 
-    from memento_sgl.serve.reasoning import register_parser
+    from memento_sgl.serve.reasoning_parser import register_parser
 
     register_parser(config)
     install("frontend")

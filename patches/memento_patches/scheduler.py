@@ -18,7 +18,7 @@ from memento_sgl.engine.integrity import check_ownership, check_ranks
 from memento_sgl.environment import check_slots
 from memento_sgl.serve.arguments import RADIX_BACKEND, settings_of
 from memento_sgl.serve.radix import make_radix_cache
-from memento_sgl.serve.reasoning import register_parser
+from memento_sgl.serve.reasoning_parser import register_parser
 
 
 def around_init(

@@ -14,7 +14,7 @@ from memento_sgl.observe.debug_lines import DebugSink
 from memento_sgl.observe.metrics import METRICS, PREFIX, Metrics
 from memento_sgl.observe.metrics_sink import TREE_COUNTS, MetricsSink
 from memento_sgl.observe.observers import Observers, observers_of
-from memento_sgl.observe.trace.sink import TraceSink
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.emission import NO_STRUCTURE
 

@@ -246,7 +246,7 @@ def test_a_session_is_checked_where_its_joined_prompt_is_known() -> None:
         assert says in req.refused, (prompt, options)
         assert bool(req.refused) == bool(says)
         assert state.prompt_len == len(req.origin_input_ids)
-        # At the door only this turn's own tokens are known.
+        # On its way in only this turn's own tokens are known.
         settings = Settings(config, runtime.settings.markers)
         if "needs" not in says:
             check_options({"memento": options}, None, settings)
@@ -277,7 +277,7 @@ def test_embeddings_hold_no_markers() -> None:
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_a_truncated_prompt_has_a_state_of_its_length(foreseen: bool) -> None:
     pytest.importorskip("sglang")
-    from memento_patches.limits import around_validate_input_length
+    from memento_patches.lengths import around_validate_input_length
 
     runtime = make_runtime()
     runtime.admission.foresees = foreseen

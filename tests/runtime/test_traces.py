@@ -21,6 +21,7 @@ from memento_sgl.observe.metrics_sink import MetricsSink
 from memento_sgl.observe.observers import Observers
 from memento_sgl.observe.sink import Sink
 from memento_sgl.observe.trace.build import Finished, build_trace, thin_curve
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.observe.trace.export import chrome_trace
 from memento_sgl.observe.trace.schema import (
     MAX_BYTES,
@@ -32,7 +33,6 @@ from memento_sgl.observe.trace.schema import (
     TraceEviction,
     read_trace,
 )
-from memento_sgl.observe.trace.sink import TraceSink
 from memento_sgl.observe.trace.writer import (
     WAITING,
     TraceWriter,

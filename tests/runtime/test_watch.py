@@ -14,7 +14,7 @@ from memento_sgl.observe.metrics_sink import MetricsSink
 from memento_sgl.observe.observers import Observers
 from memento_sgl.observe.sink import Sink
 from memento_sgl.observe.trace.build import build_trace
-from memento_sgl.observe.trace.sink import TraceSink
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.observe.watch import Watch
 from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
