@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Input(NamedTuple):
-    """What the next decode step reads for a request; `index` is logical."""
+    """What the next decode step reads for a request; `logical` is its index."""
 
     req: Any
-    index: int
+    logical: int
     token: int
 
 

@@ -34,11 +34,11 @@ class DebugLines:
     def event(self, event: Event) -> None:
         if event.kind == "place":
             return
-        fields = {"index": event.index, "row": event.row}
+        fields = {"index": event.logical, "row": event.row}
         if event.tokens is not None:
             fields["tokens"] = event.tokens
         if (eviction := event.eviction) is not None:
-            offset = event.index - event.row
+            offset = event.logical - event.row
             fields |= {
                 "start": eviction.start,
                 "end": eviction.end,

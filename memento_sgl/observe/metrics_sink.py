@@ -74,9 +74,9 @@ class RequestMetrics:
                 add("voided_steps_total")
             case "retract":
                 self._set_saved(0)
-            case "resume" if event.index:
+            case "resume" if event.logical:
                 add("resumptions_total")
-                add("resumed_tokens_total", event.index)
+                add("resumed_tokens_total", event.logical)
             case "place":
                 self._set_saved(state.evicted)
 

@@ -24,7 +24,7 @@ class Event(NamedTuple):
             void: a decode result was ignored; retract: the row is about to go; resume: a retracted
             request begins again; place: its last prefill step is about to run.
         time: of the monotonic clock.
-        index: logical index of the marker, of the eviction's point, or behind all that is known.
+        logical: logical index of the marker, of the eviction's point, or behind all that is known.
         row: row index of the same; after the eviction.
         tokens: see `BlockEvent`.
         block: the one whose memento has closed.
@@ -34,7 +34,7 @@ class Event(NamedTuple):
 
     kind: str
     time: float
-    index: int
+    logical: int
     row: int
     tokens: int | None = None
     block: Block | None = None

@@ -27,7 +27,7 @@ class Request:
 
 def read(queues: RedoQueues, *reqs: Any, overlap: bool = False) -> list[tuple[int, int]]:
     """Index and token of what the next step reads."""
-    return [(each.index, each.token) for each in queues.next_inputs(reqs, overlap=overlap)]
+    return [(each.logical, each.token) for each in queues.next_inputs(reqs, overlap=overlap)]
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -38,7 +38,7 @@ class TraceEntries:
     def event(self, event: Event) -> None:
         if event.kind == "place":
             return
-        at, rows, before = event.index, event.row, 0
+        at, rows, before = event.logical, event.row, 0
         if (eviction := event.eviction) is not None:
             state = self._watch.state
             at, rows = state.applied - 1, state.row(eviction.resume)
