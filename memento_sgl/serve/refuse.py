@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import msgspec
-
 from memento_sgl.cache.key import LONGEST
 from memento_sgl.environment import excluded_from_sglang, misses_forced, served_by_rust
 from memento_sgl.errors import ConfigError
@@ -44,6 +42,8 @@ def refuse_flags(given: Any, settled: Any) -> None:
         given: the record of server arguments, as it was written.
         settled: its view after SGLang has filled in its choices.
     """
+    import msgspec  # SGLang's; the flags are shown without it too
+
     defaults = {field.name: field.default for field in msgspec.structs.fields(type(given))}
     if unchecked := check_flags(given, settled, defaults):
         names = ", ".join(map(flag, unchecked))
