@@ -185,10 +185,10 @@ def _name(
         ids = [_resolve("assistant_token", part, None) for part in text.split()]
     elif tokenizer is None:
         ids = [_resolve("assistant_token", text, None)]
-    elif start.isdecimal():
-        ids = list(tokenizer.encode(text, add_special_tokens=False))
-    else:
-        # Not by itself: some tokenizers put a space before text that begins, not behind a token.
+    elif _is_one(ids := list(tokenizer.encode(text, add_special_tokens=False)), text, tokenizer):
+        pass
+    elif not start.isdecimal():
+        # Some tokenizers put a space before text that begins, and not behind a token.
         ids = list(tokenizer.encode(start + text, add_special_tokens=False))
         if ids[:1] != [markers.im_start]:
             raise MarkerError(
@@ -218,6 +218,10 @@ def _check_vocabulary(option: str, text: str, token: int, vocabulary: int | None
         )
 
 
+def _is_one(ids: list[int], text: str, tokenizer: Tokenizer) -> bool:
+    return len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == text
+
+
 def _resolve(option: str, text: str, tokenizer: Tokenizer | None) -> int:
     if text.isascii() and text.isdecimal():
         if len(text) > MOST_DIGITS:
@@ -228,7 +232,7 @@ def _resolve(option: str, text: str, tokenizer: Tokenizer | None) -> int:
             f"{option}={text!r} cannot be resolved without a tokenizer: give its token id instead"
         )
     ids = list(tokenizer.encode(text, add_special_tokens=False))
-    if len(ids) == 1 and tokenizer.convert_ids_to_tokens(ids[0]) == text:
+    if _is_one(ids, text, tokenizer):
         return ids[0]
     hint = (
         "add it to the tokenizer (memento init-model does) or name the token your model uses"
