@@ -194,7 +194,7 @@ def spell(server: Served, tokens: list[int]) -> str:
     output may hold, x anything else."""
     markers = server.markers
     names = dict.fromkeys(server.structure.separators, "n") | {
-        token: letter for token, letter in zip(markers, "BbMm!!xTt", strict=True)
+        token: letter for token, letter in zip(markers[:9], "BbMm!!xTt", strict=True)
     }
     names |= dict.fromkeys(server.structure.ends, "E")
     return "".join(names.get(token, "x") for token in tokens)

@@ -10,15 +10,15 @@ from typing import Any
 from memento_sgl.errors import ConfigError
 from memento_sgl.observe.trace.writer import check_folder
 from memento_sgl.request.settings import Settings
-from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
 from memento_sgl.rule.emission import resolve_structure
-from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.serve.refuse import (
     refuse_context,
     refuse_environment,
     refuse_flags,
     refuse_model,
 )
+from memento_sgl.serve.sections import settle_sections
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,13 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     refuse_model(model)
     if not server_args.disable_radix_cache:
         refuse_context(model.context_len)
-    config = config.for_family(list(model.hf_config.architectures or ()))
+    recorded = getattr(model.hf_config, DELIMITERS_KEY, None)
+    config = config.for_family(list(model.hf_config.architectures or ()), recorded)
     if config.trace_dir:
         config = config.model_copy(update={"trace_dir": str(check_folder(config.trace_dir))})
     tokenizer = _tokenizer(server_args)
     vocabulary = model.vocab_size
-    markers = resolve_markers(config, tokenizer, vocabulary)
+    config, markers = settle_sections(config, server_args.chat_template, tokenizer, vocabulary)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
     backend = server_args.attention_backend
     if backend not in CHECKED_ATTENTION_BACKENDS:

@@ -61,7 +61,7 @@ def config_from_flags(args: argparse.Namespace) -> MementoConfig | None:
             flag = next(iter(given)).replace("_", "-")
             raise ConfigError(f"--memento-{flag} has no effect without --enable-memento")
         return None
-    return MementoConfig.parse(base.model_dump() | given | {"enable": True})
+    return MementoConfig.parse(base.model_dump(exclude_unset=True) | given | {"enable": True})
 
 
 def _value(name: str, text: str, annotation: Any) -> Any:

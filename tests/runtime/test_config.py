@@ -235,7 +235,7 @@ def test_markers_resolve() -> None:
     assert resolve_markers(config, thought) == MarkerIds(*range(1, 10))
     plain = MementoConfig(enable=True, require_assistant_section=False)
     assert resolve_markers(plain, Words("x", *BLOCK)) == MarkerIds(1, 2, 3, 4)
-    numbers = json.dumps({f"{n}_token": str(i) for i, n in enumerate(MarkerIds._fields, 10)})
+    numbers = json.dumps({f"{n}_token": str(i) for i, n in enumerate(MarkerIds._fields[:9], 10)})
     assert resolve_markers(MementoConfig.parse(numbers), None) == MarkerIds(*range(10, 19))
 
 
