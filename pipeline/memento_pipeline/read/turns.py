@@ -21,10 +21,11 @@ ROLES = {
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 """Where a turn or a row gives a thought apart from its text."""
 
-_CALLS = ("tool_calls", "function_call")
-_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_CALLS = frozenset(("tool_calls", "function_call"))
+_MEDIA = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 _TEXT_PARTS = ("text", "output_text", "input_text", "reasoning_text", "reasoning.text")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
+_SWITCH = 16  # characters: a thought is not copied only to be compared with "on"
 _BY_NAME = {name: role for role, names in ROLES.items() for name in names}
 
 
@@ -89,8 +90,8 @@ def read_turn(turn: Mapping[str, Any], given: Sequence[str] = ()) -> Said:
     Raises:
         RowError: it calls tools, holds images, refuses, or its thoughts differ.
     """
-    for key in _CALLS:
-        if turn.get(key):
+    for key in sorted(_CALLS & turn.keys()):
+        if turn[key]:
             raise RowError(f"the answer has {key}: only text can be trained on")
     if isinstance(turn.get("refusal"), str) and turn["refusal"].strip():
         raise RowError("the answer is a refusal")
@@ -115,7 +116,8 @@ def thought_text(key: str, value: Any) -> str | None:
         RowError: parts that hold no readable thought.
     """
     if isinstance(value, str):
-        return None if value.strip().lower() in ("on", "off") else value
+        switch = len(value) < _SWITCH and value.strip().lower() in ("on", "off")
+        return None if switch else value
     if isinstance(value, Mapping):
         value = [value]
     if isinstance(value, list):
@@ -143,8 +145,8 @@ def _thought(part: Any, kind: str) -> str:
 
 def _content(turn: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """Text of a turn (None: it has none) and the thoughts among its parts."""
-    for key in _MEDIA:
-        if turn.get(key):
+    for key in sorted(_MEDIA & turn.keys()):
+        if turn[key]:
             raise RowError(f"a turn with {key}: only text can be trained on")
     content = turn.get("content")
     content = turn.get("value") if content is None else content
