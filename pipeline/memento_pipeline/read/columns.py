@@ -64,9 +64,9 @@ def readable(row: Row, names: Names) -> tuple[Row, list[str]]:
     Raises:
         RowError: one of them is a column that counts.
     """
-    bad = {name: cell for name, cell in row.items() if isinstance(cell, Unreadable)}
-    if not bad:
+    if Unreadable not in map(type, row.values()):
         return row, []
+    bad = {name: cell for name, cell in row.items() if isinstance(cell, Unreadable)}
     wanted = {name for columns in ROLES.values() for name in columns} | set(names.values())
     for name, cell in bad.items():
         if name in wanted:
@@ -127,9 +127,12 @@ class Cells:
         Raises:
             RowError: as `of`.
         """
-        if not self._there[role] and role not in self.names:
-            return None
-        return next((value for _, value in self.of(role)), None)
+        if role in self.names:
+            return next((value for _, value in self.of(role)), None)
+        for name in self._there[role]:
+            if given(value := self.row[name]):
+                return value
+        return None
 
 
 def _limo(row: Row, names: Names) -> Names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +34,7 @@ class Text(NamedTuple):
     number: int | None = None
 
 
-def texts_of(cells: Cells, choose: Choose | None) -> Iterator[Text]:
+def texts_of(cells: Cells, choose: Choose | None) -> Iterable[Text]:
     """The traces in a row; several only with `choose="all"`.
 
     Raises:
@@ -47,17 +47,16 @@ def texts_of(cells: Cells, choose: Choose | None) -> Iterator[Text]:
     turns = cells.first("turns")
     several = _several(cells)
     if several and asked is not None and (choose or turns is None):
-        yield from _generations(cells, several, choose, asked, system)
-    elif turns is not None and not _in_columns(cells, asked):
+        return _generations(cells, several, choose, asked, system)
+    if turns is not None and not _in_columns(cells, asked):
         apart = [text for _, text in _thoughts(cells)][:1]
         chat = read_chat(turns, given=apart)
         assert chat.said is not None
         said = _answered(cells, chat.said)
-        yield _text("turns", chat.problem, said, [*system, *chat.system])
-    elif asked is None:
+        return (_text("turns", chat.problem, said, [*system, *chat.system]),)
+    if asked is None:
         raise missing(cells.row)
-    else:
-        yield _text("columns", asked, _from_columns(cells), system)
+    return (_text("columns", asked, _from_columns(cells), system),)
 
 
 def _text(
@@ -88,8 +87,11 @@ def _problem(cells: Cells) -> tuple[str | None, list[str]]:
 
 def _in_columns(cells: Cells, asked: str | None) -> bool:
     """Whether a row that has turns is read from its columns all the same."""
-    named = any(isinstance(cells.row.get(name), str) for name in (*_PLAIN, "response"))
-    return "thought" in cells.names or (asked is not None and named)
+    if "thought" in cells.names:
+        return True
+    return asked is not None and any(
+        isinstance(cells.row.get(name), str) for name in (*_PLAIN, "response")
+    )
 
 
 def _thoughts(cells: Cells) -> Iterator[tuple[str, str]]:
@@ -106,14 +108,14 @@ def _thoughts(cells: Cells) -> Iterator[tuple[str, str]]:
         if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str):
             raise RowError(f"{len(value)} thoughts in {name}")
         text = value if named else thought_text(name, value)
-        if text is not None and (text.strip() or name in _PLAIN):
+        if text is not None and ((text and not text.isspace()) or name in _PLAIN):
             yield name, text
 
 
 def _from_columns(cells: Cells) -> Said:
     found = list(_thoughts(cells))
     if found:
-        first = next((pair for pair in found if pair[1].strip()), found[0])
+        first = next((pair for pair in found if pair[1] and not pair[1].isspace()), found[0])
         return _answered(cells, _with_response(cells, *first))
     for name in cells.present("responses"):
         if given(cells.row[name]):
@@ -142,7 +144,7 @@ def _response(name: str, value: Any, thoughts: Sequence[str] = ()) -> Said:
         return join(thoughts, value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return join(thoughts, value[0])
-    if isinstance(value, Mapping | list):
+    if isinstance(value, dict | list):
         return read_answer(value, thoughts)
     raise RowError(f"{name} must be text: name another with --column thought=NAME")
 
@@ -170,7 +172,7 @@ def _as_text(name: str, value: Any) -> str:
 
 def _several(cells: Cells) -> list[Any] | None:
     for _, value in cells.of("generations"):
-        if isinstance(value, list) and value and all(isinstance(v, str | Mapping) for v in value):
+        if isinstance(value, list) and value and all(isinstance(v, str | dict) for v in value):
             return value
     return None
 

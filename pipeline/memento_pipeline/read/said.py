@@ -129,28 +129,38 @@ def _other_tags(text: str, bare: bool) -> tuple[str, str] | None:
         for pair in TAGS[1:]:
             if begin.startswith(pair[0]):
                 return pair
-    if bare or not any(character in text for character in _FIRSTS):
-        return None
-    return next((pair for pair in TAGS[1:] if text.count(pair[1]) == 1), None)
+    if not bare:
+        for character in _FIRSTS:
+            if character in text:
+                return next((pair for pair in TAGS[1:] if text.count(pair[1]) == 1), None)
+    return None
 
 
 def _from_tags(text: str, opening: str, closing: str) -> Said:
     """Split at the closing tag. One of the two is there: the opening one is often in the prompt,
     and a text may be cut off."""
     notes: dict[str, Any] = {}
-    before, opened, rest = text.partition(opening)
+    before, opened, rest = _partition(text, opening)
     if not opened or closing in before:
         before, opened, rest = "", "", text
     if before.strip():
         notes["before_think"] = before
     rest = _without_doubles(rest, opening) if opened else rest
-    thought, closed, answer = rest.partition(closing)
+    thought, closed, answer = _partition(rest, closing)
     answer = _solution(_without_doubles(answer, closing))
     if opening[0] in thought and opening in thought:
         raise RowError(f"{opening} inside the thought")
     if _has_thought(answer, opening, closing):
         raise RowError(f"several thoughts in one response: {opening} or {closing} in the answer")
     return Said(thought, answer, closed=bool(closed), marked=True, notes=notes)
+
+
+def _partition(text: str, tag: str) -> tuple[str, str, str]:
+    """`text.partition(tag)`, much faster where no other tag or comparison comes first."""
+    place = text.find(tag[0])
+    if text.startswith(tag, place):
+        return text[:place], tag, text[place + len(tag) :]
+    return text.partition(tag)
 
 
 def _has_thought(answer: str, opening: str, closing: str) -> bool:

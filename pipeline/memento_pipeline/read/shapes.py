@@ -41,12 +41,10 @@ def _trace(cells: Cells, text: Text, provenance: dict[str, Any]) -> tuple[Trace,
     content = hashlib.sha256(
         _encoded("\0".join((text.problem, said.thought, said.answer)))
     ).hexdigest()
-    provenance = {**provenance, **said.notes, **text.notes}
+    for name, note in (*said.notes.items(), *text.notes.items()):
+        provenance[name] = _valid(note) if isinstance(note, str) else note
     if not said.answer.strip():
         provenance["no_answer"] = True
-    for note in (*said.notes.values(), *text.notes.values()):
-        if isinstance(note, str):
-            _valid(note)
     given = cells.first("id")
     name = content[:16] if given in (None, "") else _valid(str(given))
     if text.number is not None:
