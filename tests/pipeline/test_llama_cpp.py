@@ -22,7 +22,7 @@ import pytest
 from memento_pipeline.llm.endpoints import AskOptions
 from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.run.convert import Exit
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.stages.score import ScoreOptions
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.stages.summarize import SummarizeOptions
