@@ -26,20 +26,13 @@ from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.emission import resolve_structure
 from memento_sgl.rule.markers import resolve_markers
 from memento_sgl.serve.flags import check_flags, flag
+from memento_sgl.serve.models import check_architectures, check_backend, refuse_model
 
 logger = logging.getLogger(__name__)
 
 RADIX_BACKEND = "memento"
 REASONING_PARSER = "memento"
 NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
-CHECKED_ATTENTION_BACKENDS = ("torch_native",)
-
-# Attribute of SGLang's ModelConfig: what a model that has it would need.
-REFUSED_MODELS = (
-    ("is_hybrid_swa", "sliding-window layers"),
-    ("is_multimodal", "multimodal positions"),
-    ("is_encoder_decoder", "an encoder"),
-)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,9 +147,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     vocabulary = model.vocab_size
     markers = resolve_markers(config, tokenizer, vocabulary)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
-    backend = server_args.attention_backend
-    if backend not in CHECKED_ATTENTION_BACKENDS:
-        logger.warning("memento: attention backend %s has not been checked for exactness", backend)
+    check_backend(server_args.attention_backend)
+    check_architectures(model.hf_config.architectures or ())
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
     record._memento = Settings(config, markers, structure)
 
@@ -258,16 +250,6 @@ def refuse_flags(given: Any, settled: Any) -> None:
         raise ConfigError(
             "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
         )
-
-
-def refuse_model(model: Any) -> None:
-    """Raise ConfigError for a model whose layers block eviction does not support yet."""
-    for attribute, what in REFUSED_MODELS:
-        if getattr(model, attribute, False):
-            raise ConfigError(f"memento does not support models with {what} yet")
-    kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
 
 
 def refuse_context(length: int) -> None:
