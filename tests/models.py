@@ -16,9 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
-    DeepseekV2Config,
     LlamaConfig,
-    MistralConfig,
     Phi3Config,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
@@ -72,23 +70,6 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
         },
     ),
     "phi3": (Phi3Config, {}),
-    "mla": (
-        DeepseekV2Config,
-        {
-            "num_key_value_heads": 4,
-            "q_lora_rank": None,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": 16,
-            "qk_rope_head_dim": 16,
-            "v_head_dim": 16,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "n_shared_experts": 1,
-            "moe_intermediate_size": 64,
-            "first_k_dense_replace": 1,
-        },
-    ),
-    "window": (MistralConfig, {"sliding_window": 24}),
 }
 # Marker: how many letters it follows, or the marker that it follows.
 FOLLOWS: dict[str, int | str] = {
