@@ -147,7 +147,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     vocabulary = model.vocab_size
     markers = resolve_markers(config, tokenizer, vocabulary)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
-    check_backend(server_args.attention_backend)
+    check_backend(server_args.attention_backend, str(model.dtype))
     check_architectures(model.hf_config.architectures or ())
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
     record._memento = Settings(config, markers, structure)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memento_sgl.environment import triton_interpreted
 from memento_sgl.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -158,8 +159,20 @@ def _refuse_window(text: Any, context: int) -> None:
         )
 
 
-def check_backend(name: str) -> None:
-    """Say what is known about an attention backend."""
+def check_backend(name: str, dtype: str) -> None:
+    """Say what is known about an attention backend.
+
+    Args:
+        dtype: of the model, as PyTorch spells it.
+
+    Raises:
+        ConfigError: Triton's interpreter with a type that it multiplies wrongly.
+    """
+    if name == TRITON and triton_interpreted() and "bfloat16" in dtype:
+        raise ConfigError(
+            "Triton's interpreter (TRITON_INTERPRET) multiplies bfloat16 wrongly: add "
+            "--dtype float32"
+        )
     backend = BACKENDS.get(name)
     if backend is None or not backend.known:
         logger.warning("memento: attention backend %s has not been checked for exactness", name)

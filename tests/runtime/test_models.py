@@ -114,11 +114,11 @@ def test_what_is_not_in_the_tables_is_said(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.INFO):
         for layout in EXACT:
             check_architectures(layout.architectures)
-        check_backend("torch_native")
+        check_backend("torch_native", "torch.bfloat16")
         assert caplog.messages == []
-        check_backend("triton")
-        check_backend("flashinfer")
-        check_backend("aiter")
+        check_backend("triton", "torch.bfloat16")
+        check_backend("flashinfer", "torch.bfloat16")
+        check_backend("aiter", "torch.bfloat16")
         check_architectures(["FalconForCausalLM"])
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
@@ -133,6 +133,17 @@ def test_what_is_not_in_the_tables_is_said(caplog: pytest.LogCaptureFixture) -> 
             "memento: FalconForCausalLM has not been checked for exactness, see docs/models.md",
         ),
     ]
+
+
+def test_the_interpreter_is_refused_what_it_multiplies_wrongly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """findings/triton_interpreter_bfloat16_dot.sh"""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    check_backend("torch_native", "torch.bfloat16")
+    check_backend("triton", "torch.float32")
+    with pytest.raises(ConfigError, match="--dtype float32"):
+        check_backend("triton", "torch.bfloat16")
 
 
 def test_each_entry_has_its_test_and_model() -> None:
