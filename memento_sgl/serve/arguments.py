@@ -12,12 +12,8 @@ from memento_sgl.observe.trace.writer import check_folder
 from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
 from memento_sgl.rule.emission import resolve_structure
-from memento_sgl.serve.refuse import (
-    refuse_context,
-    refuse_environment,
-    refuse_flags,
-    refuse_model,
-)
+from memento_sgl.serve.models import check_architectures, check_backend, refuse_model
+from memento_sgl.serve.refuse import refuse_context, refuse_environment, refuse_flags
 from memento_sgl.serve.sections import settle_sections
 
 logger = logging.getLogger(__name__)
@@ -25,7 +21,6 @@ logger = logging.getLogger(__name__)
 RADIX_BACKEND = "memento"
 REASONING_PARSER = "memento"
 NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
-CHECKED_ATTENTION_BACKENDS = ("torch_native",)
 
 
 def enable(server_args: Any, config: MementoConfig) -> None:
@@ -58,9 +53,8 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     vocabulary = model.vocab_size
     config, markers = settle_sections(config, server_args.chat_template, tokenizer, vocabulary)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
-    backend = server_args.attention_backend
-    if backend not in CHECKED_ATTENTION_BACKENDS:
-        logger.warning("memento: attention backend %s has not been checked for exactness", backend)
+    check_backend(server_args.attention_backend, str(model.dtype))
+    check_architectures(model.hf_config.architectures or ())
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
     record._memento = Settings(config, markers, structure)
 

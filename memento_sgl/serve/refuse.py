@@ -12,13 +12,6 @@ from memento_sgl.serve.flags import check_flags, flag
 
 logger = logging.getLogger(__name__)
 
-# Attribute of SGLang's ModelConfig: what a model that has it would need.
-REFUSED_MODELS = (
-    ("is_hybrid_swa", "sliding-window layers"),
-    ("is_multimodal", "multimodal positions"),
-    ("is_encoder_decoder", "an encoder"),
-)
-
 
 def refuse_environment() -> None:
     """Raise ConfigError for environment variables of SGLang that leave memento out."""
@@ -52,16 +45,6 @@ def refuse_flags(given: Any, settled: Any) -> None:
         raise ConfigError(
             "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
         )
-
-
-def refuse_model(model: Any) -> None:
-    """Raise ConfigError for a model whose layers block eviction does not support yet."""
-    for attribute, what in REFUSED_MODELS:
-        if getattr(model, attribute, False):
-            raise ConfigError(f"memento does not support models with {what} yet")
-    kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
 
 
 def refuse_context(length: int) -> None:
