@@ -113,6 +113,7 @@ _BY_ROWS = (
     ("attention_chunk_size", "chunked attention, whose chunks count rows"),
     ("attn_temperature_len", "attention temperatures by length, which kernels take from rows"),
     ("index_topk", "sparse attention with an indexer"),
+    ("sparse_attention_config", "sparse attention with an indexer"),
 )
 
 

@@ -77,6 +77,11 @@ def launch(tmp_path: Path) -> Launch:
             "an indexer",
         ),
         (
+            LlamaConfig(**SMALL, sparse_attention_config={"sparse_topk_blocks": 4}),
+            "MiniMaxM3SparseForCausalLM",
+            "an indexer",
+        ),
+        (
             Qwen2Config(**SMALL, dual_chunk_attention_config={"chunk_size": 64}),
             "Qwen2ForCausalLM",
             "dual chunk",
