@@ -33,7 +33,8 @@ OPTIONS = (
 )
 BY_HAND = (
     "say --memento-im-start-token, --memento-assistant-token (empty where the first token is the "
-    "whole header) and --memento-im-end-token"
+    "whole header) and --memento-im-end-token, or give the model such tokens (memento init-model "
+    "with a template of this project does)"
 )
 _RENDERING = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 """What a template raises on messages that it does not take: jinja evaluates Python expressions."""

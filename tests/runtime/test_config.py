@@ -72,7 +72,7 @@ def test_every_integer_option_is_bounded(option: str) -> None:
 
 
 def test_marker_ids_are_compared_with_the_vocabulary() -> None:
-    ids = {f"{name}_token": str(number) for number, name in enumerate(MarkerIds._fields, 90)}
+    ids = {f"{name}_token": str(number) for number, name in enumerate(MarkerIds._fields[:9], 90)}
     config = MementoConfig(enable=True, **ids)
     assert resolve_markers(config, None, 99).think_end == 98
     with pytest.raises(MarkerError, match=r"think_end_token='98' is token id 98, .* ends at 97"):
