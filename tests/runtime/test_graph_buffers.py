@@ -22,7 +22,7 @@ from sglang.srt.model_executor.cuda_graph_buffer_registry import build_decode_re
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memento_sgl.engine import runtime
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import MarkerIds
 
@@ -111,8 +111,8 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         config = MementoConfig(enable=True, mask_delimiters=False)
         self.state = runtime.Runtime(Settings(config, MarkerIds(1, 2, 3, 4, 5, 6, 7, 8, 9)))
-        self.state.offsets = torch.zeros(SLOTS, dtype=torch.int64)
-        self.state.evicting = True
+        self.state.positions.offsets = torch.zeros(SLOTS, dtype=torch.int64)
+        self.state.positions.evicting = True
         monkeypatch.setattr(runtime, "_current", self.state)
         self.model = Model()
         self.rng = random.Random(0)
@@ -150,7 +150,7 @@ class Run:
             self.evicted[slot] += 2
         else:
             return
-        self.state.set_offsets([slot], [self.evicted[slot]])
+        self.state.positions.set([slot], [self.evicted[slot]])
 
     def _grow(self, slot: int) -> None:
         self.model.rows[slot, self.length[slot]] = self.rng.randrange(SLOTS * CONTEXT)
@@ -178,16 +178,18 @@ def test_a_tensor_read_by_address_and_replaced_is_found(
     """Offsets added inside the captured step instead of before it: right as long as they are
     written in place, wrong with a new tensor for each eviction."""
 
+    known = run.state.positions
+
     def forward(view: Any) -> Any:
-        logical = view.positions + run.state.offsets[view.req_pool_indices]
+        logical = view.positions + known.offsets[view.req_pool_indices]
         return run.model.forward(SimpleNamespace(**vars(view) | {"positions": logical}))
 
     def replace(slots: list[int], evicted: list[int]) -> None:
-        run.state.offsets = run.state.offsets.clone()
-        run.state.offsets[torch.tensor(slots)] = torch.tensor(evicted)
+        known.offsets = known.offsets.clone()
+        known.offsets[torch.tensor(slots)] = torch.tensor(evicted)
 
     monkeypatch.setattr(f"{__name__}.after_init_new", lambda batch: None)
     graph = Graph(forward, frozenset())
     assert run.wrong_steps(graph) == 0
-    monkeypatch.setattr(run.state, "set_offsets", replace)
+    monkeypatch.setattr(known, "set", replace)
     assert run.wrong_steps(graph) > 10
