@@ -10,12 +10,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from memento_sgl.errors import ConfigError
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+"""Variables that a tokenizer gives to its chat template."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
 
 
 class Generation(Extension):
@@ -58,3 +66,59 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+
+
+def template_of_folder(folder: Path) -> str | None:
+    """The chat template in a tokenizer's folder; None where there is none.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    if (file := folder / TEMPLATE).is_file():
+        return file.read_text(encoding="utf-8")
+    source = tokenizer_config(folder).get("chat_template")
+    if isinstance(source, list):  # several by name, as transformers 4 wrote them
+        named = {each.get("name"): each.get("template") for each in source}
+        source = named.get("default")
+    return source if isinstance(source, str) else None
+
+
+def special_tokens_of(folder: Path) -> dict[str, str]:
+    """Special tokens by the configuration in a tokenizer's folder.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    config = tokenizer_config(folder)
+    given = {name: config.get(name) for name in SPECIAL_TOKENS}
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in given.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json of a folder; empty where there is none.
+
+    Raises:
+        ConfigError: it is not JSON.
+    """
+    try:
+        found = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{folder / TOKENIZER_CONFIG} is not valid JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def renderer(source: str, special: dict[str, str]) -> Callable[..., str]:
+    """A function that renders a chat template as a Hugging Face tokenizer does.
+
+    Raises:
+        ConfigError: it is not valid.
+    """
+    try:
+        compiled = chat_environment().from_string(source)
+    except TemplateError as error:
+        raise ConfigError(f"the chat template is not valid jinja: {error}") from None
+    given = {"tools": None, "documents": None, **special}
+    return lambda **values: compiled.render(**(given | values))

@@ -53,7 +53,7 @@ ARROWS = {
         "stages": {"records", "text", "llm"},
         "run": {"records", "text", "read", "output", "store", "llm", "stages"},
         "report": {"records", "output", "store", "run", "memento_sgl"},
-        "checkpoint": {"text", "output"},
+        "checkpoint": {"text", "output", "memento_sgl"},
         "cli": {
             "records", "text", "read", "output", "store", "llm", "stages", "run", "report",
             "checkpoint", "memento_sgl",

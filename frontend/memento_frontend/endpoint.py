@@ -204,8 +204,8 @@ class MementoEndpoint(RuntimeEndpoint):  # type: ignore[misc]
         """Overrides of a call. A prompt without chat markup ends where the program first
         generates; later calls must say so."""
         options: dict[str, Any] = s.variables.get(OPTIONS, {})
-        im_start = self.client.markers.im_start
-        if im_start is None or im_start in trace.ids[: trace.start]:
+        markers = self.client.markers
+        if markers.im_start is None or markers.in_chat(trace.ids[: trace.start]):
             return options
         return {"assistant_start": trace.start, **options}
 

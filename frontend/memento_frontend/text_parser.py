@@ -53,7 +53,7 @@ class TextParser:
         self._pattern = re.compile("|".join(map(re.escape, self._names)))
         settled = {"mask_delimiters": self._config.mask_delimiters is True}
         self._machine = BlockMachine(
-            MarkerIds(*list(TokenClass)[1:]),
+            _made_up(self._config),
             self._config.model_copy(update=settled),
             section_start=0,
         )
@@ -175,12 +175,16 @@ class TextParser:
         self._blank = False
         out: list[e.Event] = []
         opens = cls is TokenClass.BLOCK_START and after is State.BLOCK
-        if before in INSIDE and (opens or after in (State.ROLE, State.NO_SECTION)):
+        section = self._machine.classes.get(cls) is TokenClass.SECTION
+        if before in INSIDE and (opens or section or after in (State.ROLE, State.NO_SECTION)):
             out.append(e.BlockAbandoned("", number))
         if opens and self._phase is Phase.BEFORE:
             self._phase = Phase.THOUGHT
             out.append(e.ThoughtOpened(""))
-        if opens or after is not before:
+        if section:
+            self._opened, self._left = None, False
+            out.append(e.OtherMarker(text))
+        elif opens or after is not before:
             out.append(self._boundary(text, after, number, position))
         elif before is State.BLOCK and not self._left:
             out.append(e.BlockText(text, number))
@@ -219,12 +223,22 @@ class TextParser:
         return e.BlockEvicted("", number, size + 2 * markers_go)
 
 
+def _made_up(config: MementoConfig) -> MarkerIds:
+    """Each class stands for its token."""
+    markers = MarkerIds(*range(1, TokenClass.THINK_END + 1), section_starts=(TokenClass.SECTION,))
+    return markers if config.assistant_token else markers._replace(assistant=None)
+
+
 def _marker_strings(config: MementoConfig) -> dict[str, TokenClass]:
     names = [*BLOCK_MARKERS, *TAGS]
     if config.require_assistant_section:
         names += ["im_start", "im_end"]
-    strings = {getattr(config, f"{name}_token"): TokenClass[name.upper()] for name in names}
-    if len(strings) < len(names):
+    pairs = [(getattr(config, f"{name}_token"), TokenClass[name.upper()]) for name in names]
+    if config.require_assistant_section:
+        pairs += [(text, TokenClass.SECTION) for text in config.section_start_tokens.split()]
+        pairs += [(text, TokenClass.IM_END) for text in config.section_end_tokens.split()]
+    strings = dict(pairs)
+    if len(strings) < len(pairs):
         raise ConfigError("two markers are the same string")
     for string in strings:
         if string.isascii() and string.isdecimal():

@@ -61,6 +61,10 @@ class EmissionAutomaton:
         self._classes = torch.zeros(vocabulary, dtype=torch.int64, device=device)
         for token, cls in markers.classes.items():
             self._classes[token] = int(cls)
+        # A role's name of several tokens is followed by their order, not by their classes.
+        self._name = table(markers.name) if markers.role_name else None
+        if self._name is not None:
+            self._classes[self._name] = int(TokenClass.OTHER)
         # Columns: state, tokens held, blocks, fewest blocks, most blocks.
         self._now = torch.zeros(slots, 5, dtype=torch.int64, device=device)
         # By slot and state: fewest and most tokens of the open block or memento.
@@ -115,9 +119,30 @@ class EmissionAutomaton:
         now = self._now[slots]
         before = now[:, 0]
         cls = self._classes[tokens.to(torch.int64)]
+        if self._name is not None:
+            cls = self._in_role(before, now[:, 1], tokens, cls, self._name)
         after = self._next[before, cls]
         opened = (after != before) | (cls == TokenClass.BLOCK_START)
+        if self._name is not None:
+            opened |= cls == TokenClass.IM_START
         now[:, 1] = torch.where(opened, 0, now[:, 1] + 1)
         now[:, 2] += (before == Emit.MEMENTO) & (after == Emit.THOUGHT)
         now[:, 0] = after
         self._now[slots] = now
+
+    def _in_role(
+        self,
+        before: torch.Tensor,
+        read: torch.Tensor,
+        tokens: torch.Tensor,
+        cls: torch.Tensor,
+        name: torch.Tensor,
+    ) -> torch.Tensor:
+        """Classes with those of the tokens that go on with the name of a role; int64 `[B]` each,
+        `name` `[tokens of the name]`. `read`: tokens of the name before this one."""
+        place = read.clamp(max=len(name) - 1)
+        hit = (before == Emit.FREE_ROLE) & (name[place] == tokens)
+        found = torch.where(
+            place == len(name) - 1, int(TokenClass.ASSISTANT), int(TokenClass.ROLE_NAME)
+        )
+        return torch.where(hit, found, cls)

@@ -17,6 +17,9 @@ from memento_sgl.errors import ConfigError, RequestError
 DELIMITERS_STAY = ("qwen", "olmo")
 DELIMITERS_GO = ("phi",)
 
+DELIMITERS_KEY = "memento_mask_delimiters"
+"""Where `memento init-model` writes into a model's config.json what it is to be trained for."""
+
 DEFAULT_TRACE_FILES = 1000
 
 LARGEST = (1 << 31) - 1
@@ -140,7 +143,15 @@ class MementoConfig(BaseModel):
     im_start_token: str = Field("<|im_start|>", min_length=1, description="opens a chat turn")
     im_end_token: str = Field("<|im_end|>", min_length=1, description="closes a chat turn")
     assistant_token: str = Field(
-        "assistant", min_length=1, description="role after im_start_token that opens a section"
+        "assistant",
+        description="role after im_start_token that opens a section, of one or several tokens; "
+        "empty: im_start_token alone opens one",
+    )
+    section_start_tokens: str = Field(
+        "", description="further tokens that open a section by themselves, with blanks between"
+    )
+    section_end_tokens: str = Field(
+        "", description="further tokens that close one, with blanks between"
     )
     think_start_token: str = Field("<think>", min_length=1, description="opens a thought")
     think_end_token: str = Field("</think>", min_length=1, description="closes a thought")
@@ -220,14 +231,23 @@ class MementoConfig(BaseModel):
         except ValidationError as error:
             raise ConfigError(f"memento config: {explain(error, cls)}") from None
 
-    def for_family(self, architectures: list[str]) -> MementoConfig:
+    def for_family(self, architectures: list[str], recorded: object = None) -> MementoConfig:
         """Settle `mask_delimiters="auto"` from the model's `architectures`.
+
+        Args:
+            recorded: what its config.json has under `DELIMITERS_KEY`, which counts more.
 
         Raises:
             ConfigError: the family is not one whose training convention is known.
         """
         if self.mask_delimiters != "auto":
             return self
+        if recorded is not None:
+            if not isinstance(recorded, bool):
+                raise ConfigError(
+                    f"config.json: {DELIMITERS_KEY} must be true or false, not {shown(recorded)}"
+                )
+            return self.model_copy(update={"mask_delimiters": recorded})
         name = " ".join(architectures).lower()
         for families, value in ((DELIMITERS_STAY, False), (DELIMITERS_GO, True)):
             if any(family in name for family in families):

@@ -110,8 +110,14 @@ MOVES: tuple[tuple[int, ...], ...] = (
 
 def special_tokens(markers: MarkerIds, structure: Structure) -> list[int]:
     """The tokens that not every state allows, each once."""
-    watched = markers._replace(assistant=None)
-    found = [*(t for t in watched if t is not None), *structure.ends, *structure.separators]
+    watched = markers._replace(assistant=None)[: TokenClass.THINK_END]
+    found = [
+        *(t for t in watched if isinstance(t, int)),
+        *markers.section_starts,
+        *markers.section_ends,
+        *structure.ends,
+        *structure.separators,
+    ]
     return list(dict.fromkeys(found))
 
 

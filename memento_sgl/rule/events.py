@@ -40,13 +40,14 @@ def read_marker(
     due = machine.feed(index, token)
     after = machine.state
     opened = after is State.BLOCK and machine.classes[token] is TokenClass.BLOCK_START
+    section = after is State.OUTSIDE and machine.classes[token] is TokenClass.SECTION
     events = []
-    if before in _INSIDE and (opened or after in (State.NO_SECTION, State.ROLE)):
+    if before in _INSIDE and (opened or section or after in (State.NO_SECTION, State.ROLE)):
         events.append(BlockEvent("abandon", index, held))
     if machine.phase is not phase and machine.phase is not Phase.BEFORE:
         events.append(BlockEvent("think" if machine.phase is Phase.THOUGHT else "answer", index))
     if opened:
         events.append(BlockEvent("block_open", index))
-    elif (step := _STEPS.get((before, after))) is not None:
+    elif not section and (step := _STEPS.get((before, after))) is not None:
         events.append(BlockEvent(step, index, None if step == "memento_open" else held))
     return events, due

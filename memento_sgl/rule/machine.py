@@ -43,20 +43,28 @@ def _transitions() -> tuple[tuple[State, ...], ...]:
             TokenClass.BLOCK_START: State.BLOCK,
             TokenClass.IM_START: State.ROLE,
             TokenClass.IM_END: State.NO_SECTION,
+            TokenClass.SECTION: State.OUTSIDE,
         }
     table[State.BLOCK][TokenClass.BLOCK_END] = State.CLOSED
     table[State.CLOSED][TokenClass.SUMMARY_START] = State.MEMENTO
     table[State.MEMENTO][TokenClass.SUMMARY_END] = State.OUTSIDE
-    table[State.NO_SECTION][TokenClass.IM_START] = State.ROLE
+    table[State.NO_SECTION] |= {
+        TokenClass.IM_START: State.ROLE,
+        TokenClass.SECTION: State.OUTSIDE,
+    }
     table[State.ROLE] = {cls: State.NO_SECTION for cls in TokenClass} | {
+        TokenClass.ROLE_NAME: State.ROLE,
         TokenClass.ASSISTANT: State.OUTSIDE,
         TokenClass.IM_START: State.ROLE,
+        TokenClass.SECTION: State.OUTSIDE,
     }
     return tuple(tuple(table[state][cls] for cls in TokenClass) for state in State)
 
 
 TRANSITIONS = _transitions()
-"""`TRANSITIONS[state][token_class]` is the next state; what is not a marker's turn is ignored."""
+"""`TRANSITIONS[state][token_class]` is the next state; what is not a marker's turn is ignored.
+
+ROLE_NAME and ASSISTANT are the classes of a token that comes where the name has it."""
 
 
 class Block(NamedTuple):
@@ -115,8 +123,9 @@ class BlockMachine:
         self.markers = markers
         self.classes = markers.classes
         if not config.require_assistant_section:
-            for token in (markers.im_start, markers.im_end, markers.assistant):
-                self.classes.pop(token, None)  # type: ignore[arg-type]
+            for token in (*markers.header, *markers.section_starts, *markers.section_ends):
+                self.classes.pop(token, None)
+            self.classes.pop(markers.im_end, None)  # type: ignore[arg-type]
         tracked = config.require_assistant_section or section_start is not None
         self.state = State.NO_SECTION if tracked else State.OUTSIDE
         self._section_start = section_start
@@ -126,6 +135,8 @@ class BlockMachine:
         self.evictions: list[Eviction] = []
         self._waiting: Block | None = None  # keep_last_block_for_answer
         self._entered = -1  # index at which `state` was entered
+        self._read = 0  # tokens of the role's name that were read, in ROLE
+        self._name = markers.name
         self._block: tuple[int, int] = (-1, -1)
 
     def copy(self) -> BlockMachine:
@@ -140,6 +151,8 @@ class BlockMachine:
             return None
         cls = self.classes.get(token, TokenClass.OTHER)
         before = self.state_before(index)
+        if before is State.ROLE:
+            cls = self._in_role(token, cls)
         self.state = after = TRANSITIONS[before][cls]
         due: Eviction | None = None
         if cls is TokenClass.THINK_START or cls is TokenClass.THINK_END:
@@ -151,7 +164,9 @@ class BlockMachine:
             if self._waiting is not None:
                 due = self._evict(self._waiting, index)
                 self._waiting = None
-        elif after is before and after is not State.ROLE:
+        elif cls is TokenClass.SECTION:
+            self.phase = Phase.BEFORE
+        elif after is before and cls is not TokenClass.IM_START:
             return None
         elif after is State.CLOSED:
             self._block = (self._block[0], index)
@@ -159,7 +174,7 @@ class BlockMachine:
             self.phase = Phase.BEFORE
         elif before is State.MEMENTO and cls is TokenClass.SUMMARY_END:
             due = self._close(Block(*self._block, self._entered, index))
-        self._entered = index
+        self._entered, self._read = index, 0
         return due
 
     def feed_all(self, tokens: Iterable[int], start: int = 0) -> list[Eviction]:
@@ -177,7 +192,7 @@ class BlockMachine:
             self._section_start = None
             self.state, self._entered = State.OUTSIDE, index - 1
             self.phase = Phase.BEFORE
-        if self.state is State.ROLE and index != self._entered + 1:
+        if self.state is State.ROLE and index != self._entered + 1 + self._read:
             self.state = State.NO_SECTION
         return self.state
 
@@ -185,6 +200,15 @@ class BlockMachine:
         """Tokens before `index` since the state was entered: those of an open block or memento."""
         self.state_before(index)
         return index - self._entered - 1
+
+    def _in_role(self, token: int, cls: TokenClass) -> TokenClass:
+        """The class of a token where the role's name stands."""
+        if token == self._name[self._read]:
+            self._read += 1
+            whole = self._read == len(self._name)
+            return TokenClass.ASSISTANT if whole else TokenClass.ROLE_NAME
+        name = (TokenClass.ASSISTANT, TokenClass.ROLE_NAME)
+        return TokenClass.OTHER if cls in name else cls
 
     def _think(self, index: int, cls: TokenClass, before: State) -> None:
         if before in (State.NO_SECTION, State.ROLE):
@@ -230,7 +254,7 @@ def section_start_of(
     markup, else None (the markup decides, or everything counts)."""
     if assistant_start is not None:
         return assistant_start
-    if not config.require_assistant_section or markers.im_start in prompt:
+    if not config.require_assistant_section or markers.in_chat(prompt):
         return None
     return len(prompt)
 

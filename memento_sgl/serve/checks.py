@@ -14,7 +14,8 @@ from typing import Any
 
 from memento_sgl.environment import hub_is_offline, other_hub
 from memento_sgl.errors import ConfigError
-from memento_sgl.serve.arguments import add_flags, config_from_flags
+from memento_sgl.rule.config import DELIMITERS_KEY
+from memento_sgl.serve.memento_flags import add_flags, config_from_flags
 from memento_sgl.serve.sglang_flags import FlagParser, flag_parser
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -43,7 +44,7 @@ def check(model: str, arguments: Sequence[str]) -> argparse.Namespace:
     config = config_from_flags(options)
     architectures = check_model(model, options)
     if config is not None and architectures:
-        config.for_family(architectures)
+        config.for_family(architectures, _recorded(Path(model)))
     if options.config is None:  # SGLang's own file may name another
         check_port(options.host, options.port)
     return options
@@ -104,6 +105,12 @@ def _check_folder(folder: Path, options: argparse.Namespace) -> list[str]:
     if options.load_format != "dummy" and not any(any(folder.glob(p)) for p in WEIGHTS):
         raise ConfigError(f"{folder} is no checkpoint: it holds no weights ({', '.join(WEIGHTS)})")
     return architectures
+
+
+def _recorded(folder: Path) -> object:
+    """What `memento init-model` wrote about the delimiters of this checkpoint."""
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found.get(DELIMITERS_KEY)
 
 
 def _check_hub(model: str, revision: str | None) -> None:

@@ -31,6 +31,8 @@ TOLD = (
     "im_start_token",
     "im_end_token",
     "assistant_token",
+    "section_start_tokens",
+    "section_end_tokens",
     "think_start_token",
     "think_end_token",
 )

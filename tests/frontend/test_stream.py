@@ -308,6 +308,23 @@ def test_other_marker_strings() -> None:
         assert reasoning.unfinished == "[b"
 
 
+def test_turns_that_one_token_opens() -> None:
+    config = MementoConfig(
+        im_start_token="<A>", assistant_token="", im_end_token="</s>",
+        section_start_tokens="<R>", section_end_tokens="<U>", enable=True, mask_delimiters=False,
+    )  # fmt: skip
+    block = f"{BS}one{BE}{SS}1{SE}"
+    for before, blocks in (("<U>", 0), ("<U>no<A>", 1), ("</s>no<R>", 1), (f"{BS}x{BE}{SS}<A>", 1)):
+        events = TextParser(config).feed(before + block)
+        kinds = [type(event).__name__ for event in events]
+        assert kinds.count("BlockEvicted") == kinds.count("MementoClosed") == blocks, before
+        assert kinds.count("BlockAbandoned") == before.startswith(BS)
+        assert "".join(event.text for event in events) == before + block
+    taken = MementoConfig(section_end_tokens="<|im_end|>")
+    with pytest.raises(ConfigError, match="same string"):
+        TextParser(taken)
+
+
 def test_errors() -> None:
     with pytest.raises(ServerError, match="out of memory"):
         OpenAIParser().feed({"error": {"message": "out of memory"}})

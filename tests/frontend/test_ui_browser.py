@@ -440,12 +440,14 @@ NAMES = {
 PIECES = [
     "<|block_start|>", "<|block_end|>", "<|summary_start|>", "<|summary_end|>", "<|im_start|>",
     "<|im_end|>", "assistant", "<think>", "</think>", "x", " ", "\n", "<|",
-    "<|block_", "\U0001f600",
+    "<|block_", "\U0001f600", "<A>", "<R>", "<U>",
 ]  # fmt: skip
 OPTION_SETS: list[dict[str, Any]] = [
     {}, {"keep_last_n_blocks": 1}, {"keep_last_n_blocks": -1}, {"keep_last_block_for_answer": True},
     {"mask_delimiters": True}, {"restart_mode": True}, {"require_assistant_section": False},
     {"compact_on_summary_end": False},
+    {"im_start_token": "<A>", "assistant_token": "", "section_start_tokens": "<R>  <R2>",
+     "section_end_tokens": "<U>"},
 ]  # fmt: skip
 PARSE = """cases => cases.map(([options, pieces]) => {
   const parser = new Parser(options), out = [];

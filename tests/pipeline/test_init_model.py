@@ -15,13 +15,19 @@ from memento_pipeline.checkpoint.weights import read_header, rewrite
 from memento_pipeline.text.pairs import MARKERS
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from memento_sgl.cli.app import app
-from memento_sgl.errors import ConfigError, DataError
-from memento_sgl.rule.config import MementoConfig
+from memento_sgl.errors import ConfigError, DataError, MarkerError
+from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
 from memento_sgl.rule.markers import resolve_markers
+from memento_sgl.serve.sections import settle_sections
 from memento_sgl.templates import template
 
 WORDS = [
@@ -38,7 +44,7 @@ WORDS = [
     "<|eos|>",
 ]
 WORDS += [chr(code) for code in range(33, 127) if chr(code) not in "ab"]
-WORDS += ["\n"]
+WORDS += ["\n", "\t", *"≤é数学"]
 SHAPE = {
     **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8},
@@ -48,7 +54,7 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
 FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "qwen3-tied": (transformers.Qwen3Config, SHAPE | {"tie_word_embeddings": True}),
     "llama-untied": (transformers.LlamaConfig, SHAPE | {"tie_word_embeddings": False}),
-    "qwen2-padded": (transformers.Qwen2Config, SHAPE | {"tie_word_embeddings": False, "spare": 9}),
+    "llama-padded": (transformers.LlamaConfig, SHAPE | {"tie_word_embeddings": False, "spare": 9}),
     "qwen3-part-padded": (
         transformers.Qwen3Config,
         SHAPE | {"tie_word_embeddings": True, "spare": 2},
@@ -57,6 +63,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "phi-bias": (transformers.PhiConfig, SHAPE | {"tie_word_embeddings": False}),
 }
 IDS = list(range(len(WORDS)))
+NEW = (*MARKERS, "<think>", "</think>")
 
 
 def build_tokenizer(extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
@@ -119,7 +126,7 @@ def checked(source: Path, target: Path, done: Initialised) -> None:
     assert done.tied is tied
     assert (new.get_input_embeddings().weight is new.get_output_embeddings().weight) is tied
     for marker, token in done.token_ids.items():
-        words = marker.strip("<|>").replace("_", " ")
+        words = {"</think>": "end think"}.get(marker, marker.strip("<|>").replace("_", " "))
         pieces = AutoTokenizer.from_pretrained(source).encode(words, add_special_tokens=False)
         assert len(pieces) > 1
         assert done.related[marker] == tokenizer.convert_ids_to_tokens(pieces)
@@ -128,7 +135,7 @@ def checked(source: Path, target: Path, done: Initialised) -> None:
             assert 0 < off.max() < 0.06
         assert tokenizer.encode(marker, add_special_tokens=False) == [token]
         assert tokenizer.decode([token], skip_special_tokens=True) == marker
-    resolve_markers(MementoConfig(enable=True), tokenizer)
+    resolve_markers(MementoConfig(enable=True, constrain="strict"), tokenizer)
     prompt = torch.tensor([IDS[:20]])
     with torch.no_grad():
         before, after = old(prompt).logits, new(prompt).logits
@@ -144,20 +151,21 @@ def test_round_trip(family: str, tmp_path: Path) -> None:
     done = init_model(source, tmp_path / "dst")
     checked(source, tmp_path / "dst", done)
     spare = FAMILIES[family][1].get("spare", 0)
-    assert done.rows_after - done.rows_before == max(0, 4 - spare)
+    assert done.rows_after - done.rows_before == max(0, len(NEW) - spare)
     assert {file.name: file.read_bytes() for file in source.iterdir()} == files
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_padding_rows_beyond_the_markers_stay(tmp_path: Path) -> None:
-    source = build(tmp_path / "src", "qwen2-padded")
+    source = build(tmp_path / "src", "llama-padded")
     done = init_model(source, tmp_path / "dst")
     old, new = (load_file(tmp_path / name / "model.safetensors") for name in ("src", "dst"))
     last = max(done.token_ids.values())
-    assert last + 2 < done.rows_after == done.rows_before
+    assert last < done.rows_after == done.rows_before
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(old[name][last + 1 :], new[name][last + 1 :])
-    assert (tmp_path / "src/config.json").read_text() == (tmp_path / "dst/config.json").read_text()
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("src", "dst")]
+    assert configs[0] | {DELIMITERS_KEY: False} == configs[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -173,7 +181,7 @@ def test_shards_and_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
         for name in ("src", "dst")
     )
     assert new["weight_map"] == old["weight_map"]
-    added = 2 * 4 * SHAPE["hidden_size"] * 2
+    added = 2 * len(NEW) * SHAPE["hidden_size"] * 2
     assert new["metadata"]["total_size"] == old["metadata"]["total_size"] + added
     same = [
         name
@@ -208,17 +216,87 @@ def test_tied_model_that_stores_both(tmp_path: Path) -> None:
     assert torch.equal(new["lm_head.weight"], new["model.embed_tokens.weight"])
 
 
-def test_notes_on_what_may_surprise(tmp_path: Path) -> None:
-    qwen2 = build(tmp_path / "qwen2", "qwen2-padded")
-    notes = init_model(qwen2, tmp_path / "a").notes
-    assert len(notes) == 1  # this class has rules of its own for cutting text
-    assert "cuts text differently" in notes[0]
+def served(folder: Path) -> dict[str, Any]:
+    """What a server with default options settles for this folder."""
+    config = json.loads((folder / "config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    settled = MementoConfig(enable=True, constrain="strict").for_family(
+        config["architectures"], config.get(DELIMITERS_KEY)
+    )
+    settled, markers = settle_sections(settled, None, tokenizer, config["vocab_size"])
+    ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    assert markers.im_end in (ends if isinstance(ends, list) else [ends])
+    return settled.model_dump(exclude_defaults=True)
+
+
+def test_a_class_that_reads_otherwise_is_not_named(tmp_path: Path) -> None:
+    """Llama's class has rules of its own for cutting text, and here no piece for a space."""
+    source = build(tmp_path / "src", "llama-padded")
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "LlamaTokenizerFast", "chat_template": "old"})
+    )
+    note, _ = init_model(source, tmp_path / "a").notes
+    assert "otherwise by the class LlamaTokenizerFast" in note
+    text = "a block<think> start\n"
+    ids = Tokenizer.from_file(str(tmp_path / "a/tokenizer.json")).encode(text).ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").encode(text) == ids
+    before = build_tokenizer().encode("a block start")
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").encode("a block start") == before
+
+
+def test_a_model_type_whose_class_transformers_takes_in_any_case(tmp_path: Path) -> None:
+    source = build(tmp_path / "src", "llama-padded")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(
+        json.dumps(config | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]})
+    )
+    with pytest.raises(DataError, match=r"does not read tokenizer\.json as it is"):
+        init_model(source, tmp_path / "dst")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_a_tokenizer_that_loses_text_is_refused(tmp_path: Path) -> None:
     source = build(tmp_path / "src", "qwen3-tied")
-    assert init_model(source, tmp_path / "b").notes == ()
-    plain = json.loads((source / "tokenizer.json").read_text().replace("<|im_start|>", "<|x|>"))
-    (source / "tokenizer.json").write_text(json.dumps(plain))
-    markup = init_model(source, tmp_path / "c").notes
-    assert any("--chat-template" in note for note in markup)
+    damaged = json.loads((source / "tokenizer.json").read_text())
+    damaged["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": ""}
+    (source / "tokenizer.json").write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match='comes back as "Theblockstartshere'):
+        init_model(source, tmp_path / "dst")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_what_is_missing_is_added_and_every_family_is_served(tmp_path: Path) -> None:
+    source = build(tmp_path / "src", "llama-untied")
+    plain = (source / "tokenizer.json").read_text()
+    for name in ("<|im_start|>", "<|im_end|>"):
+        plain = plain.replace(name, name.replace("im", "x"))
+    (source / "tokenizer.json").write_text(plain)
+    done = init_model(source, tmp_path / "a")
+    assert list(done.token_ids) == [*NEW, "<|im_start|>", "<|im_end|>"]
+    assert served(tmp_path / "a") == {
+        "enable": True,
+        "constrain": "strict",
+        "mask_delimiters": False,
+    }
+    assert "stay visible" in done.notes[-1]
+    init_model(source, tmp_path / "b", mask_delimiters=True)
+    assert served(tmp_path / "b")["mask_delimiters"] is True
+    qwen = init_model(build(tmp_path / "qwen", "qwen3-tied"), tmp_path / "c")
+    assert qwen.notes == ()
+    assert DELIMITERS_KEY not in (tmp_path / "c/config.json").read_text()
+    assert served(tmp_path / "c")["mask_delimiters"] is False
+
+
+def test_a_template_of_the_model_is_kept_and_must_be_told_by_tokens(tmp_path: Path) -> None:
+    source = build(tmp_path / "src", "qwen3-tied")
+    own = template("memento").replace("<|im_start|>", "<|x|>").replace("<|im_end|>", "<|eos|>")
+    (source / "chat_template.jinja").write_text(own)
+    with pytest.raises(MarkerError, match="cannot be learned from the chat template"):
+        init_model(source, tmp_path / "dst", template=str(source))
+    (source / "chat_template.jinja").write_text(own.replace("<|x|>", "<|im_start|>"))
+    init_model(source, tmp_path / "dst", template=str(source))
+    assert served(tmp_path / "dst")["im_end_token"] == "<|eos|>"
 
 
 def test_same_seed_same_rows(tmp_path: Path) -> None:
@@ -233,20 +311,23 @@ def test_same_seed_same_rows(tmp_path: Path) -> None:
     assert [name for name in a if not torch.equal(a[name], c[name])] != []
     noise = torch.cat(
         [
-            (a[name] - plain[name])[-4:].flatten()
+            (a[name] - plain[name])[-len(NEW) :].flatten()
             for name in ("lm_head.weight", "model.embed_tokens.weight")
         ]
     )
     assert 0.007 < noise.std() < 0.013
     assert abs(noise.mean()) < 0.004
     assert not torch.equal(
-        *((a[n] - plain[n])[-4:] for n in ("lm_head.weight", "model.embed_tokens.weight"))
+        *((a[n] - plain[n])[-len(NEW) :] for n in ("lm_head.weight", "model.embed_tokens.weight"))
     )
 
 
 @pytest.mark.parametrize(
     ("extra", "said"),
-    [(MARKERS, "already"), (MARKERS[:2], r"has <\|block_start\|>, <\|block_end\|> but not")],
+    [
+        ((*MARKERS, "<think>", "</think>"), "already"),
+        (MARKERS[:2], r"has <\|block_start\|>, <\|block_end\|> but not"),
+    ],
 )
 def test_refuses_what_has_the_tokens(extra: tuple[str, ...], said: str, tmp_path: Path) -> None:
     source = build(tmp_path / "src", "qwen3-tied", extra=extra)
@@ -307,7 +388,7 @@ def test_weights_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("memento_pipeline.checkpoint.weights._BUFFER", 64)
     init_model(source, tmp_path / "dst")
     monkeypatch.undo()
-    assert loaded(tmp_path / "dst").config.vocab_size == loaded(source).config.vocab_size + 4
+    assert loaded(tmp_path / "dst").config.vocab_size == loaded(source).config.vocab_size + len(NEW)
 
 
 def test_rewrite_replaces_and_appends(tmp_path: Path) -> None:

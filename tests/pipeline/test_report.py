@@ -16,7 +16,7 @@ from memento_pipeline.report.charts import histogram
 from memento_pipeline.report.page import MOST_CHARACTERS, Sample, write_report
 from memento_pipeline.report.tally import Distribution
 from memento_pipeline.run.convert import Exit
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.store.folder import Store
 from scenes import FAST, options, run, serving, thought, write_traces
 from typer.testing import CliRunner

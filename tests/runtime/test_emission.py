@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
 from memento_sgl.offline.reference import constrained
-from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.emission import Emit, Structure, permitted, situation, special_tokens
 from memento_sgl.rule.machine import BlockMachine
@@ -103,6 +106,26 @@ def test_the_device_follows_the_table(
         automaton.advance(slots, sampled)
         output.append(int(sampled))
         state.observe(output)
+
+
+def test_the_device_follows_a_role_of_several_tokens() -> None:
+    markers = MARKERS._replace(role_name=(12, 12), assistant=13, section_starts=(0,))
+    automaton = EmissionAutomaton(8, VOCABULARY, markers, STRUCTURE, "cpu")
+    state = RequestState([MARKERS.im_start], PLAIN, markers, RequestOptions.parse(MODES[1]))
+    automaton.load([SLOT], [state])
+    rng, output, seen = random.Random(1), [], set()
+    for _ in range(1500):
+        token = rng.choice([5, 12, 12, 12, 13, 13, 1, 2, 3, 4, 6 if rng.random() < 0.3 else 0])
+        automaton.advance(torch.tensor([SLOT]), torch.tensor([token]))
+        output.append(token)
+        state.observe(output)
+        here = situation(state.machine, state.length, state.config)
+        now, held, *_ = automaton._now[SLOT].tolist()
+        assert now == here.state
+        if here.state in (Emit.FREE_ROLE, Emit.FREE_BLOCK, Emit.FREE_MEMENTO):
+            assert held == here.held
+        seen.add((here.state, min(here.held, 2)))
+    assert {(Emit.FREE_ROLE, 2), (Emit.FREE_MEMENTO, 2), (Emit.FREE_NO_SECTION, 2)} <= seen
 
 
 STRICT = re.compile(r"Tn{0,2}(B[xn]*bn{0,2}M[xn]*mn{0,2})*t[xn]*E?")

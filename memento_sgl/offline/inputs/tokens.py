@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders
 
+from memento_sgl.chat_template import renderer, special_tokens_of, template_of_folder
 from memento_sgl.errors import ConfigError, DataError
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markup import Markup, settle_markup
 
 
 class TextTokenizer:
@@ -23,6 +27,7 @@ class TextTokenizer:
     def __init__(self, path: Path) -> None:
         file = tokenizer_file(path).resolve()
         self.name = f"{file.parent.name}/{file.name}"
+        self.folder = file.parent
         self._tokenizer = load_tokenizer(file)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
@@ -30,6 +35,23 @@ class TextTokenizer:
 
     def convert_ids_to_tokens(self, ids: int) -> str:
         return str(self._tokenizer.id_to_token(ids))
+
+    @cached_property
+    def added(self) -> frozenset[str]:
+        """Texts of the tokens that are found before the rest is cut."""
+        return frozenset(t.content for t in self._tokenizer.get_added_tokens_decoder().values())
+
+    def own_markup(self, config: MementoConfig) -> tuple[MementoConfig, Markup | None]:
+        """`config` with the markup of the chat template that lies beside the file, as a server of
+        that folder learns it; see `settle_markup`.
+
+        Raises:
+            ConfigError: the template is not valid.
+            MarkerError: its markup cannot be learned.
+        """
+        source = template_of_folder(self.folder)
+        render = None if source is None else renderer(source, special_tokens_of(self.folder))
+        return settle_markup(config, render, source or "", self.added)
 
     def split(self, text: str) -> tuple[list[int], list[str]]:
         """Ids of `text` and the part of it that each stands for; the parts joined are `text`."""

@@ -16,6 +16,7 @@ from memento_sgl.rule.accounting import Accounting, account, kv_curve
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.machine import Block, BlockMachine, Eviction, replay
 from memento_sgl.rule.markers import resolve_markers
+from memento_sgl.rule.markup import check_header
 
 UNKNOWN = -1
 """Id of a token of which a file only has the number."""
@@ -42,8 +43,12 @@ class Replayer:
 
     def __init__(self, tokenizer: TextTokenizer, config: MementoConfig) -> None:
         self.tokenizer = tokenizer
-        self.config = config
-        self.markers = resolve_markers(config, tokenizer)
+        self.config, markup = tokenizer.own_markup(config)
+        self.markers = resolve_markers(self.config, tokenizer)
+        self._opening: list[int] = []
+        if markup is not None:
+            check_header(self.markers, markup, tokenizer)
+            self._opening = tokenizer.encode(markup.opening)
         self._newline = tokenizer.encode("\n")
 
     def tokens(self, trace: Trace, *, pieces: bool = False) -> Tokens:
@@ -84,10 +89,12 @@ class Replayer:
 
     def _prompt_len(self, ids: list[int]) -> int:
         """Up to where the last assistant turn of a chat begins; 0 without chat markup."""
-        opened = (self.markers.im_start, self.markers.assistant)
-        for index in range(len(ids) - 2, -1, -1):
-            if (ids[index], ids[index + 1]) == opened:
-                return index + 2 + (ids[index + 2 : index + 3] == self._newline)
+        for opened in (self._opening, list(self.markers.header)):
+            size = len(opened)
+            for index in range(len(ids) - size, -1, -1) if size else ():
+                if ids[index : index + size] == opened:
+                    behind = index + size
+                    return behind + (ids[behind : behind + 1] == self._newline)
         return 0
 
 

@@ -1,15 +1,16 @@
-"""`memento init-model`: the four marker tokens for a Hugging Face checkpoint.
+"""`memento init-model`: what a served Memento model needs, for a Hugging Face checkpoint.
 
-A new row is the mean of the rows of related tokens plus noise N(0, 0.01) (paper, A.2.1; 0.01 is
-the standard deviation). Related to `<|block_start|>` are the tokens into which the tokenizer cuts
-the words of its name, here the text "block start", without the leading space that they would have
-inside a sentence; a piece that occurs twice counts twice, unknown-token pieces are left out. Input
-and untied output rows are made alike, each from its own matrix; tied ones share the input's. An
-output bias gets the mean without noise.
+The tokens are the four markers, the tags of a thought, and those of the chat template's turns;
+those that the tokenizer has stay. A new row is the mean of the rows of related tokens plus noise
+N(0, 0.01) (paper, A.2.1; 0.01 is the standard deviation). Related to `<|block_start|>` are the
+tokens into which the tokenizer cuts the words of its name, here the text "block start", without the
+leading space that they would have inside a sentence; a piece that occurs twice counts twice,
+unknown-token pieces are left out. Input and untied output rows are made alike, each from its own
+matrix; tied ones share the input's. An output bias gets the mean without noise.
 
 Rows that the checkpoint keeps beyond its tokenizer (padding of the vocabulary) are used before the
 matrix is lengthened. Nothing else changes, bit for bit, and no weights are loaded: the names of the
-matrices come from the model on the meta device, the rows from the files (see `_weights`).
+matrices come from the model on the meta device, the rows from the files (see `weights`).
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memento_pipeline.checkpoint import tokenizer as tokens
 from memento_pipeline.checkpoint.files import Checkpoint, Names, open_checkpoint
 from memento_pipeline.checkpoint.weights import FLOATS, Matrix, read_row
-from memento_pipeline.output.chat import load_template
-from memento_pipeline.text.pairs import MARKERS
+from memento_pipeline.output.chat import ChatTemplate, load_template
 from memento_sgl.errors import ConfigError, DataError
+from memento_sgl.offline.inputs.tokens import TextTokenizer
+from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
+from memento_sgl.rule.markers import resolve_markers
+from memento_sgl.rule.markup import check_header
 
-IM_START = "<|im_start|>"
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _INDEX = ".index.json"
-_PROBE = "The block starts here:\n\n  x = 12345 (it's) \\frac{1}{2} ≤ été 数学\tdef f(): pass\n"
 
 
 class Initialised(NamedTuple):
@@ -60,47 +63,54 @@ def init_model(
     target: Path,
     *,
     template: str = "memento_nosys",
+    mask_delimiters: bool | None = None,
     seed: int = 0,
     noise: float = 0.01,
 ) -> Initialised:
-    """Write `source` with the marker tokens to `target`.
+    """Write `source` with all that `memento serve` asks for to `target`.
 
     Args:
-        template: chat template to save with the tokenizer: of this project by name, or a file.
+        template: chat template to save with the tokenizer: of this project by name, or a file or
+            checkpoint folder that has one.
+        mask_delimiters: whether the model will be trained to evict the block's two markers too;
+            None: by its family, else not. Written into config.json where the family does not tell.
         noise: standard deviation.
 
     Raises:
         ConfigError: torch or transformers is missing, `target` is not empty, `source` is no causal
-            language model, or has some of the tokens already.
-        DataError: weights that are damaged, quantised, or do not fit the tokenizer.
+            language model, or has some or all of the tokens already.
+        MarkerError: the template's turns cannot be told by tokens.
+        DataError: a tokenizer that loses text, or weights that are damaged, quantised, or do not
+            fit it.
     """
     transformers = _transformers()
     _check_folders(source, target)
-    chat = load_template(template).source
-    config, tokenizer, names = _described(transformers, source)
-    before = len(tokenizer)
-    related = _related(tokenizer)
-    ids = _add_markers(tokenizer)
-    tokenizer.chat_template = chat
+    chat = load_template(template, source)
+    config, names = _described(transformers, source)
     with _new_folder(target) as folder:
         _copy_others(source, folder)
-        tokenizer.save_pretrained(folder)
+        _make_fast(transformers, source, folder)
+        tokenizer = tokens.load(folder)
+        added = tokens.add_tokens(tokenizer, chat.source)
+        ids = added.ids
+        notes = tokens.write(tokenizer, folder, chat.source, added)
+        turn_end = _check_served(chat, folder)
         checkpoint = open_checkpoint(source, folder, names)
         rows = checkpoint.rows
-        if rows < before:
-            raise DataError(f"{before} tokens in the tokenizer, but only {rows} embeddings")
-        changes = _new_rows(checkpoint, ids, related, seed, noise)
+        if rows < added.before:
+            raise DataError(f"{added.before} tokens in the tokenizer, but only {rows} embeddings")
+        changes = _new_rows(checkpoint, ids, added.related, seed, noise)
         after = max(rows, *(token + 1 for token in ids.values()))
         if sorted(token for token in ids.values() if token >= rows) != list(range(rows, after)):
             raise DataError(f"the tokenizer's new ids {ids} leave a gap after {rows} embeddings")
         checkpoint.write(folder, changes)
-        _write_config(source, folder, config, rows, after)
-    pieces = {
-        marker: [str(piece) for piece in tokenizer.convert_ids_to_tokens(tokens)]
-        for marker, tokens in related.items()
-    }
-    notes = (*_markup_notes(tokenizer, chat), *_reading_notes(tokenizer, source))
-    return Initialised(ids, pieces, rows, after, names.tied, notes)
+        recorded = _delimiters(config, mask_delimiters)
+        _write_config(folder, config, rows, after, recorded)
+        _end_at(folder, config, turn_end)
+    if recorded is not None:
+        stay = "are evicted with their block" if recorded else "stay visible"
+        notes += (f"note: config.json says that a block's markers {stay}: train and serve so",)
+    return Initialised(ids, added.pieces, rows, after, names.tied, notes)
 
 
 def _transformers() -> Any:
@@ -123,13 +133,12 @@ def _check_folders(source: Path, target: Path) -> None:
         raise ConfigError("SRC and DST are the same folder: choose another DST")
 
 
-def _described(transformers: Any, source: Path) -> tuple[Any, Any, Names]:
-    """Configuration, tokenizer, and the names of the matrices to change."""
+def _described(transformers: Any, source: Path) -> tuple[Any, Names]:
+    """Configuration, and the names of the matrices to change."""
     import torch
 
     try:
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -147,7 +156,6 @@ def _described(transformers: Any, source: Path) -> tuple[Any, Any, Names]:
     bias = getattr(outputs, "bias", None)
     return (
         config,
-        tokenizer,
         Names(
             inputs=called(inputs.weight),
             outputs=called(outputs.weight),
@@ -156,41 +164,6 @@ def _described(transformers: Any, source: Path) -> tuple[Any, Any, Names]:
             prefix=model.base_model_prefix,
         ),
     )
-
-
-def _related(tokenizer: Any) -> dict[str, list[int]]:
-    """Marker to the ids of the pieces of its words."""
-    known = tokenizer.get_vocab()
-    if present := [marker for marker in MARKERS if marker in known]:
-        if len(present) == len(MARKERS):
-            raise ConfigError("SRC has the four marker tokens already: nothing to do")
-        missing = [marker for marker in MARKERS if marker not in known]
-        raise ConfigError(
-            f"SRC has {', '.join(present)} but not {', '.join(missing)}: start from a checkpoint "
-            "that has none of them"
-        )
-    related = {}
-    for marker in MARKERS:
-        words = marker.strip("<|>").replace("_", " ")
-        tokens = list(tokenizer.encode(words, add_special_tokens=False))
-        related[marker] = [token for token in tokens if token != tokenizer.unk_token_id]
-        if not related[marker]:
-            raise DataError(f"the tokenizer knows no piece of {words!r}: nothing to average")
-    return related
-
-
-def _add_markers(tokenizer: Any) -> dict[str, int]:
-    """The new ids. The tokens are not "special", as `<think>` is not: a decoder must show them."""
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens(
-        [AddedToken(marker, normalized=False, special=False) for marker in MARKERS]
-    )
-    ids = {marker: int(tokenizer.convert_tokens_to_ids(marker)) for marker in MARKERS}
-    for marker, token in ids.items():
-        if list(tokenizer.encode(f"a{marker}b", add_special_tokens=False)).count(token) != 1:
-            raise ConfigError(f"this tokenizer cannot hold {marker} as one token")
-    return ids
 
 
 def _new_rows(
@@ -229,14 +202,63 @@ def _mean(place: Matrix, tokens: Sequence[int]) -> Any:
     return torch.stack(rows).to(torch.float32).mean(dim=0)
 
 
-def _write_config(source: Path, folder: Path, config: Any, rows: int, after: int) -> None:
-    """The configuration as it is in the file, with the new size."""
-    if after == rows:
+def _make_fast(transformers: Any, source: Path, folder: Path) -> None:
+    """Where `source` has no tokenizer.json, have transformers make one from its other files."""
+    if (folder / tokens.FILE).is_file():
         return
-    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    try:
+        read = transformers.AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"{source} has no tokenizer that can be read: {why}") from None
+    read.save_pretrained(folder)
+    if not (folder / tokens.FILE).is_file():
+        raise ConfigError(f"{source} has no {tokens.FILE}, and {type(read).__name__} writes none")
+
+
+def _check_served(chat: ChatTemplate, folder: Path) -> int | None:
+    """Raise where `memento serve` would refuse the tokenizer; returns what ends a turn."""
+    tokenizer = TextTokenizer(folder)
+    config, markup = chat.settle(MementoConfig(constrain="strict"), tokenizer.added)
+    markers = resolve_markers(config, tokenizer)
+    if markup is not None:
+        check_header(markers, markup, tokenizer)
+    return markers.im_end
+
+
+def _delimiters(config: Any, said: bool | None) -> bool | None:
+    """What config.json must say about the block's markers; None: the family tells."""
+    try:
+        known = MementoConfig().for_family(list(config.architectures or ())).mask_delimiters
+    except ConfigError:
+        return bool(said)
+    return None if said in (None, known) else said
+
+
+def _end_at(folder: Path, config: Any, turn_end: int | None) -> None:
+    """Let generation end where the template's turns end, as well as where it did."""
+    file = folder / "generation_config.json"
+    raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    given = raw.get("eos_token_id", config.get_text_config().eos_token_id)
+    ends = given if isinstance(given, list) else [given]
+    ends = [token for token in ends if token is not None]
+    if turn_end is None or turn_end in ends:
+        return
+    raw["eos_token_id"] = [turn_end, *ends]
+    file.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_config(folder: Path, config: Any, rows: int, after: int, recorded: bool | None) -> None:
+    """The configuration as it is in the file, with the new size and what serving must know."""
+    if after == rows and recorded is None:
+        return
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     inner = config.get_text_config()
     part = raw if inner is config else raw.get(inner_name(config, inner), raw)
-    part["vocab_size"] = after
+    if after != rows:
+        part["vocab_size"] = after
+    if recorded is not None:
+        raw[DELIMITERS_KEY] = recorded
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
@@ -270,26 +292,3 @@ def _new_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _markup_notes(tokenizer: Any, chat: str) -> Iterator[str]:
-    unknown = (None, tokenizer.unk_token_id)
-    if IM_START in chat and tokenizer.convert_tokens_to_ids(IM_START) in unknown:
-        yield (
-            f"note: the chat template uses {IM_START}, which is not one token of this tokenizer: "
-            "give --chat-template a file with the model's own markup, and serve with "
-            "--memento-require-assistant-section false"
-        )
-
-
-def _reading_notes(tokenizer: Any, source: Path) -> Iterator[str]:
-    """transformers may rebuild a tokenizer by the rules of its class, whatever the file says."""
-    from tokenizers import Tokenizer
-
-    if (file := source / "tokenizer.json").is_file():
-        plain = Tokenizer.from_file(str(file)).encode(_PROBE, add_special_tokens=False).ids
-        if list(plain) != list(tokenizer.encode(_PROBE, add_special_tokens=False)):
-            yield (
-                f"note: transformers reads this tokenizer as {type(tokenizer).__name__}, which "
-                f"cuts text differently from {file}: the new checkpoint has what transformers read"
-            )

@@ -39,15 +39,20 @@ The figures cover all finished traces; the browser holds a sample of them.
 Exit code: 0 written, 2 nothing to show, 6 the folder is in use, damaged or no work folder.
 """
 
-INIT_HELP = """Give a Hugging Face checkpoint the four marker tokens, ready for fine-tuning.
+INIT_HELP = """Give a Hugging Face checkpoint what `memento serve` asks for, ready for fine-tuning.
 
-Needs the extra `hf`. Input rows, and output rows where they are not tied, start as the mean of the
-rows of the words in the marker's name, with noise N(0, 0.01). All other weights are copied as they
-are, one shard at a time. DST must not exist or be empty; SRC is never changed.
+Adds the tokens that the tokenizer lacks: the four markers, <think> and </think>, and with a
+template of this project <|im_start|> and <|im_end|>. They go into tokenizer.json itself; a
+tokenizer that loses text is refused. Input rows, and output rows where they are not tied, start as
+the mean of the rows of the words in the token's name, with noise N(0, 0.01). All other weights are
+copied as they are, one shard at a time. DST must not exist or be empty; SRC is never changed.
+Needs the extra `hf`.
 
     memento init-model Qwen3-8B Qwen3-8B-Memento
 
     memento init-model ./llama ./llama-memento --chat-template memento --seed 7
+
+    memento init-model ./llama ./llama-memento --chat-template ./llama   # keep its own template
 
 Exit code: 0 written, 2 it cannot be done (the message says why).
 """
@@ -119,8 +124,17 @@ def init_model(
     source: Annotated[Path, Argument(metavar="SRC", help="Checkpoint folder.")],
     target: Annotated[Path, Argument(metavar="DST", help="New or empty folder.")],
     template: Annotated[
-        str, Option("--chat-template", help="Chat template: memento_nosys, memento or a file.")
+        str,
+        Option("--chat-template", help="memento_nosys, memento, or a file or folder that has one."),
     ] = "memento_nosys",
+    mask_delimiters: Annotated[
+        bool | None,
+        Option(
+            "--mask-delimiters/--no-mask-delimiters",
+            help="Evict the block's two markers too. Default: by the model's family, else not; "
+            "config.json tells `memento serve`.",
+        ),
+    ] = None,
     seed: Annotated[int, Option("--seed", help="Of the noise.", min=0)] = 0,
     noise: Annotated[float, Option("--noise", help="Standard deviation.", min=0.0)] = 0.01,
     quiet: Quiet = False,
@@ -132,7 +146,14 @@ def init_model(
     from memento_pipeline.cli.execute import exit_codes
 
     with exit_codes():
-        done = initialise(source, target, template=template, seed=seed, noise=noise)
+        done = initialise(
+            source,
+            target,
+            template=template,
+            mask_delimiters=mask_delimiters,
+            seed=seed,
+            noise=noise,
+        )
     if not quiet:
         console = Console(soft_wrap=True, highlight=False)
         for marker, token in done.token_ids.items():

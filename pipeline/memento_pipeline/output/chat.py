@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Template, TemplateError, meta
 
-from memento_sgl.chat_template import chat_environment
+from memento_sgl.chat_template import (
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    TOKENIZER_CONFIG,
+    chat_environment,
+    special_tokens_of,
+    template_of_folder,
+)
 from memento_sgl.errors import ConfigError
+from memento_sgl.rule.config import MementoConfig
+from memento_sgl.rule.markup import Markup, settle_markup
 from memento_sgl.templates import template as project_template
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-"""Variables that a tokenizer gives to its chat template."""
-
-_CONFIG = "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
 
 
 class ChatTemplate:
@@ -38,12 +41,22 @@ class ChatTemplate:
             raise ConfigError(f"the chat template is not valid jinja: {error}") from None
         if special is None and (unknown := sorted(used.intersection(SPECIAL_TOKENS))):
             raise ConfigError(
-                f"the chat template uses {', '.join(unknown)}: put the {_CONFIG} of the tokenizer "
-                "beside it, or give --train-tokenizer a folder that has one"
+                f"the chat template uses {', '.join(unknown)}: put the {TOKENIZER_CONFIG} of the "
+                "tokenizer beside it, or give --train-tokenizer a folder that has one"
             )
         self.source = source
         self.chat_markup = "<|im_start|>" in source
-        self._given = {"tools": None, "documents": None, **(special or {})}
+        self._given: dict[str, Any] = {"tools": None, "documents": None, **(special or {})}
+
+    def settle(
+        self, config: MementoConfig, added: Collection[str]
+    ) -> tuple[MementoConfig, Markup | None]:
+        """`config` with the markup of this template; see `settle_markup`."""
+
+        def rendered(**values: Any) -> str:
+            return self._template.render(**(self._given | values))
+
+        return settle_markup(config, rendered, self.source, added)
 
     def render(self, problem: str, response: str) -> tuple[str, str]:
         """Prompt (ends where the model begins) and the rest of the conversation, end included.
@@ -97,29 +110,14 @@ def load_template(source: str, tokenizer: Path | None = None) -> ChatTemplate:
 
 
 def _of_folder(folder: Path) -> str:
-    if (file := folder / _TEMPLATE).is_file():
-        return file.read_text(encoding="utf-8")
-    source = _config(folder).get("chat_template")
-    if not isinstance(source, str):
-        raise ConfigError(f"{folder} holds neither {_TEMPLATE} nor a chat template in {_CONFIG}")
+    source = template_of_folder(folder)
+    if source is None:
+        raise ConfigError(
+            f"{folder} holds neither {TEMPLATE} nor a chat template in {TOKENIZER_CONFIG}"
+        )
     return source
 
 
 def _special(folder: Path) -> dict[str, str] | None:
     """Special tokens by the configuration in a folder; None where there is none."""
-    if not (folder / _CONFIG).is_file():
-        return None
-    config = _config(folder)
-    given = {name: config.get(name) for name in SPECIAL_TOKENS}
-    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in given.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _config(folder: Path) -> dict[str, object]:
-    try:
-        found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ConfigError(f"{folder / _CONFIG} is not valid JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+    return special_tokens_of(folder) if (folder / TOKENIZER_CONFIG).is_file() else None

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from memento_pipeline.output.chat import ChatTemplate
-from memento_sgl.errors import DataError
+from memento_sgl.errors import DataError, MarkerError
 from memento_sgl.offline.inputs.tokens import TextTokenizer
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.machine import replay
 from memento_sgl.rule.markers import resolve_markers
+from memento_sgl.rule.markup import check_header
 
 IGNORED = -100
 """Label of tokens that are not learned."""
@@ -65,14 +66,19 @@ class RowTokenizer:
     def __init__(self, path: Path, template: ChatTemplate, mask_delimiters: bool) -> None:
         self._tokenizer = TextTokenizer(path)
         self._template = template
-        self._config = MementoConfig.parse(
-            {
-                "enable": True,
-                "mask_delimiters": mask_delimiters,
-                "require_assistant_section": template.chat_markup,
-            }
-        )
-        self._markers = resolve_markers(self._config, self._tokenizer)
+        config = MementoConfig.parse({"enable": True, "mask_delimiters": mask_delimiters})
+        try:
+            config, markup = template.settle(config, self._tokenizer.added)
+        except MarkerError:
+            if template.chat_markup:
+                raise
+            # Turns that are plain text: the response alone counts, whatever stands in it.
+            config = config.model_copy(update={"require_assistant_section": False})
+            markup = None
+        self._config = config
+        self._markers = resolve_markers(config, self._tokenizer)
+        if markup is not None:
+            check_header(self._markers, markup, self._tokenizer)
 
     def tokenize(self, problem: str, response: str, blocks: int) -> Tokenized:
         """Ids, labels and spans of a row with this many blocks.

@@ -18,7 +18,7 @@ from memento_pipeline.records import Converted, Memento
 from memento_pipeline.report.charts import Chart, histogram
 from memento_pipeline.report.quality import Recall, read_reference
 from memento_pipeline.report.tally import Tally
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.store.folder import Store
 from memento_pipeline.store.schema import Paid
 from memento_sgl.errors import ConfigError
