@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from memento_frontend.answers_file import AnswersFile, Item
 from memento_frontend.asking import Asking
+from memento_frontend.batch import _Run
+from memento_frontend.results import Reasoning
+
+from memento_sgl.errors import EndpointError, RefusedError, StoppedError
 
 ITEMS = [Item(str(number), "x", {}) for number in range(20)]
 
@@ -47,3 +53,29 @@ def test_all_are_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         asking.all(lambda item: answers.add(item, error="none"), ITEMS, 3)
         assert asking.done == 20
     assert "20/20" in capsys.readouterr().err
+
+
+class Gone:
+    """A client whose server is gone."""
+
+    aborts = 0
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+def test_a_batch_whose_server_is_gone_can_go_on(tmp_path: Path) -> None:
+    client = Gone()
+
+    def ask(question: object) -> Sequence[Reasoning]:
+        if answers.failed:
+            raise EndpointError("no answer from there")
+        raise RefusedError("too long")
+
+    with AnswersFile(tmp_path / "out.jsonl", {}) as answers:
+        run = _Run(ask, client, answers, len(ITEMS), progress=False)  # type: ignore[arg-type]
+        with pytest.raises(StoppedError, match="no answer from there; 1 of 20 questions are done"):
+            run.all(ITEMS, 1)
+    assert client.aborts >= 1
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line)["error"] == "too long"
