@@ -137,7 +137,16 @@ def resolve_markers(
             if taken == token:
                 raise MarkerError(f"{option} and {other}_token are the same token (id {token})")
         ids[name] = token
-    markers = MarkerIds(**ids)
+    markers = MarkerIds(
+        ids["block_start"],
+        ids["block_end"],
+        ids["summary_start"],
+        ids["summary_end"],
+        im_start=ids.get("im_start"),
+        im_end=ids.get("im_end"),
+        think_start=ids.get("think_start"),
+        think_end=ids.get("think_end"),
+    )
     return (
         markers if markers.im_start is None else _sections(config, markers, tokenizer, vocabulary)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def settle_sections(
         MarkerError: the markup cannot be learned, or a marker is not in the vocabulary.
     """
     source = _source(chat_template, tokenizer)
-    render, added = None, {}
+    render: Callable[..., str] | None = None
+    added: dict[str, int] = {}
     if tokenizer is not None:
         added = tokenizer.get_added_vocab()
         if source:
