@@ -52,7 +52,7 @@ def verify_behind_blocks(
     assert any(answer["meta_info"]["cached_tokens"] for answer in again) == cached
 
 
-@pytest.mark.parametrize("page", ["1", "16"])
+@pytest.mark.parametrize("page", ["1", pytest.param("16", marks=pytest.mark.external)])
 def test_interpreted_kernels_see_what_is_visible(serve: Callable[..., Served], page: str) -> None:
     flags = (*FLAGS, "--page-size", page)
     server = serve(f"triton-{page}", "tiny", *flags, pool=800, environment=ENVIRONMENT)
