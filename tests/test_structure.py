@@ -22,6 +22,7 @@ RUNTIME = {
     "memento_sgl/engine/scheduler_access.py",
     "memento_sgl/engine/staging.py",
     "memento_sgl/serve/launch.py",
+    "memento_sgl/serve/models.py",
     "memento_sgl/serve/sglang_flags.py",
     "memento_sgl/observe/observers.py",
 }
