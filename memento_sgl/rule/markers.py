@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from memento_sgl.errors import MarkerError
 from memento_sgl.rule.config import MementoConfig, shown
@@ -123,7 +123,7 @@ def resolve_markers(
     names = ["block_start", "block_end", "summary_start", "summary_end"]
     if config.require_assistant_section:
         names += ["im_start", "im_end"]
-    ids: dict[str, Any] = {}
+    ids: dict[str, int] = {}
     for name in [*names, "think_start", "think_end"]:
         option = f"{name}_token"
         try:
