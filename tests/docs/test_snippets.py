@@ -18,16 +18,16 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(<!-- tested -->\n)?^```(\w+)( \w+)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
 RUN_BY = {
-    "README.md": "tests/frontend/test_server_demo_programs_page.py tests/runtime/test_engine.py",
-    "openai.md": "tests/runtime/test_server_demo_openai.py",
+    "README.md": "tests/server/test_server_demo_programs_page.py tests/server/test_engine.py",
+    "openai.md": "tests/server/test_server_demo_openai.py",
     "pipeline.md": "tests/pipeline/test_docs.py",
-    "programs.md": "tests/frontend/test_server_demo_programs_page.py",
-    "rollouts.md": "tests/runtime/test_server_overlap_rollouts.py",
-    "scale.md": "tests/runtime/test_engine.py",
-    "simulate.md": "tests/runtime/test_trace_docs.py",
-    "stream.md": "tests/frontend/test_server_demo_think.py",
-    "think.md": "tests/frontend/test_server_demo_think.py",
-    "view.md": "tests/runtime/test_trace_docs.py",
+    "programs.md": "tests/server/test_server_demo_programs_page.py",
+    "rollouts.md": "tests/server/test_server_overlap_rollouts.py",
+    "scale.md": "tests/server/test_engine.py",
+    "simulate.md": "tests/offline/test_trace_docs.py",
+    "stream.md": "tests/server/test_server_demo_think.py",
+    "think.md": "tests/server/test_server_demo_think.py",
+    "view.md": "tests/offline/test_trace_docs.py",
 }
 # Compared with the real thing by the tests of their area.
 DATA = {"json", "yaml", "toml", "text", "mermaid"}

@@ -14,7 +14,7 @@ from memento_sgl.observe.trace.schema import VERSION, RequestTrace, read_trace
 from memento_sgl.offline.rollout.record import read_rollouts, write_rollouts
 from memento_sgl.rule.config import MementoConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SAVED = ROOT / "tests" / "saved"
 
 
