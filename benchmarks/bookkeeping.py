@@ -69,11 +69,12 @@ def measure(blocks: int) -> float:
     from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
     from sglang.srt.mem_cache.radix_cache import RadixKey
 
-    from memento_sgl.admission.budget import newcomer
+    from memento_sgl.admission.budget import Admission
     from memento_sgl.cache.prefix import PrunableRadixCache
     from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
     from memento_sgl.engine.runtime import Runtime
-    from memento_sgl.request.state import RequestState, Settings
+    from memento_sgl.request.settings import Settings
+    from memento_sgl.request.state import RequestState
     from memento_sgl.rule.config import MementoConfig, RequestOptions
     from memento_sgl.rule.markers import MarkerIds
 
@@ -85,7 +86,7 @@ def measure(blocks: int) -> float:
     allocator = TokenToKVPoolAllocator(pool, torch.float32, "cpu", None, False)
     rows = ReqToTokenPool(4, pool, "cpu", False)
     tree = PrunableRadixCache(CacheInitParams(False, rows, allocator, 1), markers)
-    runtime = Runtime(Settings(config, markers))
+    runtime, admission = Runtime(Settings(config, markers)), Admission(config)
     state = RequestState(prompt, config, markers, RequestOptions())
     req = Request(prompt, state)
 
@@ -97,7 +98,7 @@ def measure(blocks: int) -> float:
     req.lock = tree.lock(req.last_node)
     while req.prefix_len < len(req.full_untruncated_fill_ids):
         req.refresh_fill_ids()
-        newcomer(runtime, req, 1)
+        admission.estimate_waiting(req, 1)
         limit, left = rows_to_next_point(req), len(req.full_untruncated_fill_ids) - req.prefix_len
         count = left if limit is None else min(limit, left)
         slots = allocator.alloc(count)

@@ -19,7 +19,7 @@ from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
 
 from memento_sgl.engine.eviction import RowEdit, edit_rows
 from memento_sgl.engine.runtime import Runtime
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import MarkerIds
 

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.report.quality import Recall, of_run, read_reference
 from memento_pipeline.run.convert import run_stages
-from memento_pipeline.run.options import RunOptions
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
+from memento_pipeline.run.run_options import RunOptions
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.store.folder import Store
 from memento_pipeline.text.tokens import load_counter

@@ -17,8 +17,9 @@ from time import perf_counter, thread_time
 from typing import Any
 
 from memento_sgl.engine.runtime import Runtime
+from memento_sgl.observe.observers import Observers
 from memento_sgl.observe.trace.writer import TraceWriter
-from memento_sgl.observe.watch import Observers, Watch
+from memento_sgl.observe.watch import Watch
 
 ON, OFF = signal.SIGUSR1, signal.SIGUSR2
 COUNTER = "memento_benchmark_seconds"

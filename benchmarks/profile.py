@@ -38,9 +38,7 @@ FRAME = re.compile(r"(?P<function>[^;(]+) \((?P<path>[^;]*?)(?::\d+)?\)$")
 OURS, THEIRS = ("/memento_sgl/", "/memento_patches/"), "/sglang/"
 # Shares with everything that is called from there; `Watch.feed` also does what is done without it.
 OBSERVING = {
-    "metrics and traces, with what they call": re.compile(
-        r"/memento_sgl/(watch|metrics|trace\w*)\.py"
-    ),
+    "metrics and traces, with what they call": re.compile(r"/memento_sgl/observe/"),
     "SGLang's metrics, with what they call": re.compile(r"/observability/metrics_\w+\.py"),
 }
 

@@ -64,6 +64,11 @@ def served_by_rust() -> bool:
     return _sglang("SGLANG_RUST_SERVER")
 
 
+def triton_interpreted() -> bool:
+    """TRITON_INTERPRET: Triton's kernels run in Python, on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 def extensions_folder() -> str:
     """Where PyTorch builds C++ extensions."""
     return os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")

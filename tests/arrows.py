@@ -18,7 +18,7 @@ PACKAGES = {
     "memento_frontend": ROOT / "frontend/memento_frontend",
     "memento_pipeline": ROOT / "pipeline/memento_pipeline",
 }
-BASE = {"errors", "environment", "address", "templates", "chat_template"}
+BASE = {"errors", "exit_codes", "environment", "address", "templates", "chat_template"}
 """Modules beside the folders of memento_sgl, for everybody."""
 
 # What each place uses besides `BASE`; the order is that of the layers.

@@ -1,4 +1,4 @@
-"""Calls of /generate with fields of any value that JSON can carry, for the tests of the door."""
+"""Calls of /generate with fields of any value that JSON can carry, for the tests of validation."""
 
 from __future__ import annotations
 

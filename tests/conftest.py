@@ -104,8 +104,11 @@ class Served:
         measured = record.pop("measured_peak_kv_tokens", None)
         assert record == json.loads(json.dumps(expected))
         if measured is not None and len(output) > 1:
-            # The engine counted slots after each step; a step in flight may hold one more.
-            assert abs(measured - expected["peak_kv_tokens"]) <= 1, (measured, expected)
+            # The engine counted slots after each step; a step in flight may hold one more. What was
+            # cached never stood in the request's row with the blocks that it evicts.
+            cached = answer["meta_info"].get("cached_tokens", 0)
+            least = expected["final_kv_tokens" if cached else "peak_kv_tokens"]
+            assert least - 1 <= measured <= expected["peak_kv_tokens"] + 1, (measured, expected)
         return len(expected["evicted_spans"])
 
     def generate_many(

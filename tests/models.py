@@ -10,15 +10,19 @@ malformed structure, which is what the engine has to survive.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    Phi3Config,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 SPECIALS = [
@@ -37,11 +41,35 @@ SPECIALS = [
 ]
 LETTERS = [chr(c) for c in range(33, 127)] + [" ", "\n"]
 VOCABULARY = SPECIALS + LETTERS
-CONFIGS = {
-    "qwen3": Qwen3Config,
-    "qwen2": Qwen2Config,
-    "llama": LlamaConfig,
-    "steady": Qwen3Config,
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "qwen3": (Qwen3Config, {}),
+    "qwen2": (Qwen2Config, {}),
+    "llama": (LlamaConfig, {}),
+    "steady": (Qwen3Config, {}),
+    # For Triton's interpreter, whose time is the number of programs.
+    "tiny": (
+        Qwen3Config,
+        {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    ),
+    "moe": (
+        Qwen3MoeConfig,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    ),
+    # Llama 3.1's own factors; positions up to 8192 pass through all of its frequency bands.
+    "llama3": (
+        LlamaConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "phi3": (Phi3Config, {}),
 }
 # Marker: how many letters it follows, or the marker that it follows.
 FOLLOWS: dict[str, int | str] = {
@@ -73,31 +101,32 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def build_model(folder: Path, family: str = "qwen3", seed: int = 0, head_dim: int = 16) -> Path:
     """Write a rigged random model and its tokenizer to `folder`."""
     torch.manual_seed(seed)
-    width = 64
-    config = CONFIGS[family](
-        vocab_size=len(VOCABULARY),
-        hidden_size=width,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=head_dim,
-        max_position_embeddings=8192,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
-        dtype="float32",
-    )
+    kind, shape = FAMILIES[family]
+    common: dict[str, Any] = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": head_dim,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "dtype": "float32",
+    }
+    config = kind(**common | shape)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0.0, 2.0 / parameter.shape[1] ** 0.5)
+            if parameter.dim() > 1:  # experts are stacked: [expert, output, input]
+                parameter.normal_(0.0, 2.0 / parameter.shape[-1] ** 0.5)
             elif "norm" not in name:
                 parameter.normal_(0.0, 0.5)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter[: len(FOLLOWS)] = 0.0
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+                parameter[..., : len(FOLLOWS), :] = 0.0
         model.get_input_embeddings().weight.normal_(0.0, 1.0)
         model.get_output_embeddings().weight.normal_(0.0, 1.0)
         _rig(model, STEADY if family == "steady" else FOLLOWS)

@@ -11,17 +11,19 @@ from arrows import ARROWS, BASE, OLD_NAMES, PACKAGES, ROOT, arrows
 RUNTIME = {
     "memento_sgl/cpu/platform.py",
     "memento_sgl/serve/engine.py",
-    "memento_sgl/cache/events.py",
+    "memento_sgl/cache/kv_events.py",
     "memento_sgl/cache/paged.py",
     "memento_sgl/cache/requests.py",
     "memento_sgl/cache/tree.py",
-    "memento_sgl/serve/reasoning.py",
+    "memento_sgl/serve/reasoning_parser.py",
     "memento_sgl/admission/budget.py",
     "memento_sgl/serve/arguments.py",
+    "memento_sgl/serve/radix.py",
+    "memento_sgl/engine/scheduler_access.py",
     "memento_sgl/engine/staging.py",
     "memento_sgl/serve/launch.py",
     "memento_sgl/serve/sglang_flags.py",
-    "memento_sgl/observe/watch.py",
+    "memento_sgl/observe/observers.py",
 }
 
 PROGRAMS = {  # SGLang's frontend language, never its runtime

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from memento_frontend.answers_file import AnswersFile, Item, read_items
+from memento_frontend.asking import Asking
 from memento_frontend.native import NativeClient, Prompt
 from memento_frontend.one_call import check_one_call, reason_in_one_call
 from memento_frontend.options import Options
@@ -35,7 +25,6 @@ from memento_sgl.errors import (
     StoppedError,
 )
 
-ABORT_INTERVAL = 0.2  # seconds
 Ask = Callable[[Prompt], Sequence[Reasoning]]
 
 
@@ -132,7 +121,7 @@ def _probe(client: NativeClient, options: Options) -> None:
 
 
 class _Run:
-    """The questions of one run, in threads that write what they get."""
+    """The questions of one run: what is asked, and what is written."""
 
     def __init__(
         self, ask: Ask, client: NativeClient, answers: AnswersFile, total: int, progress: bool
@@ -140,63 +129,30 @@ class _Run:
         self._ask = ask
         self._client = client
         self._answers = answers
-        self._total = total
-        self._stopping = threading.Event()
-        self._bar = Progress(
-            TextColumn("questions"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]} failed"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not progress,
-        )
-        self._task = self._bar.add_task("questions", total=total, failed=answers.failed)
+        self._asking = Asking("questions", answers, total, progress=progress)
 
     def all(self, items: Sequence[Item], concurrency: int) -> None:
         """Ask; on Ctrl-C or a lost server end what runs, and keep what is finished."""
-        self._show()
-        with self._bar, ThreadPoolExecutor(concurrency) as pool:
-            futures = [pool.submit(self._one, item) for item in items]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except EndpointError as error:
-                self._stop(futures)
-                raise StoppedError(
-                    f"{error}; {self._answers.answered + self._answers.failed} of {self._total} "
-                    "questions are done: give the same command to go on"
-                ) from None
-            except BaseException:
-                self._stop(futures)
-                raise
+        try:
+            self._asking.all(self._one, items, concurrency, self._abort)
+        except EndpointError as error:
+            raise StoppedError(
+                f"{error}; {self._asking.done} of {self._asking.total} questions are done: give "
+                "the same command to go on"
+            ) from None
 
-    def _stop(self, futures: Sequence[Future[None]]) -> None:
-        self._stopping.set()
-        for future in futures:
-            future.cancel()
-        running = set(futures)
-        while running:
-            with contextlib.suppress(httpx.HTTPError):  # then its requests have ended too
-                self._client.abort()
-            running = wait(running, timeout=ABORT_INTERVAL).not_done
+    def _abort(self) -> None:
+        with contextlib.suppress(httpx.HTTPError):  # then its requests have ended too
+            self._client.abort()
 
     def _one(self, item: Item) -> None:
         try:
             found = self._ask(item.question)
         except (RefusedError, ServerError) as error:
             self._answers.add(item, error=str(error))
-        else:
-            if any(attempt.finish_reason == "abort" for attempt in found):
-                if self._stopping.is_set():
-                    return
+            return
+        if any(attempt.finish_reason == "abort" for attempt in found):
+            if not self._asking.stopping.is_set():
                 self._answers.add(item, error="the server aborted it")
-            else:
-                self._answers.add(item, vote=majority(found))
-        self._show()
-
-    def _show(self) -> None:
-        done = self._answers.answered + self._answers.failed
-        self._bar.update(self._task, completed=done, failed=self._answers.failed)
+        else:
+            self._answers.add(item, vote=majority(found))

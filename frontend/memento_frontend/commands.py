@@ -71,10 +71,6 @@ def think(
     max_summary_tokens: o.MaxSummary = None,
     json: Json = False,
 ) -> None:
-    # The openai package takes a second to import: not for every command.
-    from memento_frontend.client import Question
-    from memento_frontend.think import run
-
     options = {
         "keep_last_n_blocks": keep_last_n_blocks,
         "constrain": constrain,
@@ -86,6 +82,11 @@ def think(
     text = _standard_input() if question == "-" else question
     if not text.strip():
         raise typer.BadParameter("the question is empty", param_hint="QUESTION")
+
+    # The openai package takes a second to import: not for every command, nor for a mistake.
+    from memento_frontend.client import Question
+    from memento_frontend.think import run
+
     asked = Question(
         text=text.strip(),
         base_url=base_url,

@@ -10,6 +10,8 @@ from typer import Argument, Option
 
 from memento_frontend import cli_options as o
 from memento_sgl.address import DEFAULT_URL
+from memento_sgl.errors import ConfigError
+from memento_sgl.exit_codes import as_exit_code
 
 HELP = """Answer a file of questions with a running server.
 
@@ -69,44 +71,28 @@ def batch(
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no summary.")] = False,
 ) -> None:
     values = dict(locals())
-    raise typer.Exit(_run(values))
+    raise typer.Exit(as_exit_code(lambda: _batch(values), "give the same command to go on"))
 
 
-def _run(values: dict[str, Any]) -> int:
-    """Do it; returns the exit code."""
+def _batch(values: dict[str, Any]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
     from memento_frontend.batch import run_batch
-    from memento_frontend.client import DEFAULT_KEY_ENV
+    from memento_frontend.client import key_of
     from memento_frontend.native import NativeClient
-    from memento_sgl.environment import secret
-    from memento_sgl.errors import ConfigError, MementoError, StoppedError, StoreError
 
-    say = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        key = secret(values["api_key_env"] or DEFAULT_KEY_ENV)
-        if key is None and values["api_key_env"]:
-            raise ConfigError(f"the environment variable {values['api_key_env']} holds no API key")
-        summary = run_batch(
-            values["questions"],
-            values["out"],
-            NativeClient(values["base_url"], key),
-            _options(values),
-            progress=not values["quiet"],
-            **{name: values[name] for name in ("attempts", "one_call", "concurrency")},
-            retry_failed=values["retry_failed"],
-        )
-    except KeyboardInterrupt:
-        say.print("interrupted: give the same command to go on")
-        return 130
-    except MementoError as error:
-        say.print(f"[red]error:[/] {escape(str(error))}")
-        if isinstance(error, (StoppedError, StoreError)):
-            return 5 if isinstance(error, StoppedError) else 6
-        return 2 if isinstance(error, ValueError) else 1
+    summary = run_batch(
+        values["questions"],
+        values["out"],
+        NativeClient(values["base_url"], key_of(values["api_key_env"])),
+        _options(values),
+        progress=not values["quiet"],
+        **{name: values[name] for name in ("attempts", "one_call", "concurrency")},
+        retry_failed=values["retry_failed"],
+    )
     if not values["quiet"]:
-        say.print(
+        Console(stderr=True, soft_wrap=True, highlight=False).print(
             f"{summary.answered:,} of {summary.total:,} answered, {summary.failed:,} failed, "
             f"{summary.earlier:,} from earlier: {escape(str(values['out']))}"
         )
@@ -116,7 +102,6 @@ def _run(values: dict[str, Any]) -> int:
 def _options(values: dict[str, Any]) -> Any:
     """Only what was given; the rest is the default of `Options`."""
     from memento_frontend.options import Options, Sampling
-    from memento_sgl.errors import ConfigError
 
     names = (
         "max_tokens", "max_blocks", "max_block_tokens", "max_summary_tokens", "max_answer_tokens",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
 
 from memento_frontend import cli_options as o
 from memento_sgl.address import DEFAULT_URL
-
-if TYPE_CHECKING:
-    pass
+from memento_sgl.exit_codes import as_exit_code
 
 HELP = """Grade a server on questions with answers, with eviction on and off side by side.
 
@@ -73,27 +71,7 @@ def evaluate(
     quiet: Annotated[bool, Option("--quiet", "-q", help="No progress, no table.")] = False,
 ) -> None:
     values = dict(locals())
-    raise typer.Exit(_run(values))
-
-
-def _run(values: dict[str, Any]) -> int:
-    """Do it; returns the exit code."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    from memento_sgl.errors import MementoError, StoppedError, StoreError
-
-    say = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        return _evaluate(values)
-    except KeyboardInterrupt:
-        say.print("interrupted: give the same command to go on")
-        return 130
-    except MementoError as error:
-        say.print(f"[red]error:[/] {escape(str(error))}")
-        if isinstance(error, (StoppedError, StoreError)):
-            return 5 if isinstance(error, StoppedError) else 6
-        return 2 if isinstance(error, ValueError) else 1
+    raise typer.Exit(as_exit_code(lambda: _evaluate(values), "give the same command to go on"))
 
 
 def _evaluate(values: dict[str, Any]) -> int:

@@ -46,15 +46,10 @@ def ui(
     # Web servers and clients take a second to import: not for every command.
     from memento_frontend.client import key_of
     from memento_frontend.ui import Upstream, serve
-    from memento_sgl.errors import ConfigError
 
     def ready(address: str) -> None:
         typer.echo(f"{address}  (Ctrl-C ends it)")
         if open_:
             webbrowser.open(address)
 
-    try:
-        serve(Upstream(base_url, key_of(api_key_env), model), port, ready)
-    except ConfigError as error:
-        typer.secho(str(error), fg="red", err=True)
-        raise typer.Exit(2) from None
+    serve(Upstream(base_url, key_of(api_key_env), model), port, ready)

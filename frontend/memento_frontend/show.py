@@ -62,8 +62,14 @@ class LiveView(View):
         self._evicted: set[int] = set()
         self._gauge = KvGauge()
         self._done: e.Done | None = None
+        # On the alternate screen: elsewhere a terminal that is resized wraps the lines of the last
+        # picture anew, and the next one leaves some of them behind.
         self._live = Live(
-            console=console, transient=True, refresh_per_second=12, get_renderable=self._now
+            console=console,
+            screen=console.is_interactive,
+            transient=True,
+            refresh_per_second=12,
+            get_renderable=self._now,
         )
 
     def __enter__(self) -> Self:
@@ -92,7 +98,7 @@ class LiveView(View):
 
     def _now(self) -> RenderableType:
         """The picture while the stream runs, no higher than the terminal."""
-        rows = max(4, self._console.height - 6)
+        rows = max(1, self._console.height - 3)  # without the gauge and the frame
         lines = [self._line(part) for part in self._finished if not part.folded]
         part = self._parts.open
         if part is None and not lines:
@@ -101,8 +107,8 @@ class LiveView(View):
         if part is not None and part.text.strip():
             wrapped = _written(part, tail=4000).wrap(self._console, self._console.width - 4)
             written = list(wrapped)
-            if len(written) > (most := max(2, rows // 2)):
-                written[:-most] = [Text(f"{part.label:<10} ...", "dim")]
+            if len(written) > (most := max(1, rows // 2)):
+                written[: len(written) - most + 1] = [Text(f"{part.label:<10} ...", "dim")]
         for line in lines:
             line.plain, line.no_wrap, line.overflow = (
                 line.plain.replace("\n", " "),
@@ -111,7 +117,8 @@ class LiveView(View):
             )
         room = rows - len(written)
         if len(lines) > room:
-            lines[:-room] = [Text(f"... {len(lines) - room} earlier", style="dim")]
+            earlier = len(lines) - room + 1
+            lines[:earlier] = [Text(f"... {earlier} earlier", "dim")] if room else []
         return self._panel([*lines, *written, gauge_line(self._gauge, self._console.width - 4)])
 
     def _panel(self, lines: list[Text]) -> Panel:
@@ -201,7 +208,8 @@ def gauge_line(gauge: KvGauge, width: int) -> Text:
     """KV tokens held now as a bar, the peak as a mark, scaled to what would be held without
     eviction. Where `width` columns are too few for both, the bar comes without words."""
     if gauge.now is None or gauge.peak is None or gauge.without is None:
-        return Text("KV tokens  not known: the server does not count while it streams", "dim")
+        words = "KV tokens  not known: the server does not count while it streams"
+        return Text(words, "dim", no_wrap=True, overflow="ellipsis")
     about = "" if gauge.exact else "~"
     words = f"{about}{gauge.now} now, peak {about}{gauge.peak}, without eviction {gauge.without}"
     label = "KV tokens  "

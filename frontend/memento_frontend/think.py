@@ -27,6 +27,7 @@ class Exit(IntEnum):
     SERVER = 1  # nobody answers, a refusal, or an answer that broke off
     USAGE = 2
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 def run(question: Question, *, as_json: bool) -> Exit:
@@ -38,7 +39,7 @@ def run(question: Question, *, as_json: bool) -> Exit:
         view = LiveView(question.text, console) if terminal else PlainView(sys.stdout)
     builder = ReasoningBuilder()
     code, problem = Exit.OK, None
-    with view:
+    with _leaving_when_terminated(), view:
         try:
             follow(question, builder, view)
         except KeyboardInterrupt:
@@ -78,6 +79,20 @@ def follow(question: Question, builder: ReasoningBuilder, view: View) -> None:
             builder.add(event)
             gauge.add(event)
             view.add(event, gauge)
+
+
+@contextmanager
+def _leaving_when_terminated() -> Iterator[None]:
+    """SIGTERM by itself would leave the terminal on its alternate screen."""
+
+    def leave(_number: int, _frame: object) -> None:
+        raise SystemExit(Exit.TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

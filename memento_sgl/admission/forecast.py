@@ -22,7 +22,7 @@ MOST_STEPS = 256
 DEVIATIONS = 2.0
 
 
-class Rhythm:
+class BlockStats:
     """How requests of this server write blocks: running means over the last finished ones.
 
     Attributes:
@@ -77,14 +77,14 @@ class Retry:
         self._steps += 1
 
     def due(self, blocks: int) -> bool:
-        """Whether to ask now that a block was evicted; `blocks`: how many `Rhythm` has seen."""
+        """Whether to ask now that a block was evicted; `blocks`: how many `BlockStats` has seen."""
         if self._steps < self.STEPS and blocks < 2 * self._blocks:
             return False
         self._steps, self._blocks = 0, blocks
         return True
 
 
-class Outlook(NamedTuple):
+class Estimate(NamedTuple):
     """What is expected of one request from now on. Units: tokens; one step writes one token.
 
     Attributes:
@@ -130,41 +130,41 @@ def until_closed(cycle: float, opened: float) -> float:
 class Forecast:
     """Slots that a set of requests takes beyond those it holds now, over the coming steps."""
 
-    def __init__(self, outlooks: Sequence[Outlook], deviation: float = 0.0) -> None:
-        self._outlooks = list(outlooks)
+    def __init__(self, estimates: Sequence[Estimate], deviation: float = 0.0) -> None:
+        self._estimates = list(estimates)
         self._deviation = deviation
-        self._draw(max((o.ahead for o in self._outlooks), default=0.0))
+        self._draw(max((e.ahead for e in self._estimates), default=0.0))
 
     def _draw(self, horizon: float) -> None:
-        cycles = [o.cycle for o in self._outlooks if o.cycle]
+        cycles = [e.cycle for e in self._estimates if e.cycle]
         finest = min(cycles, default=horizon * STEPS_PER_CYCLE) / STEPS_PER_CYCLE
         self._width = max(finest, horizon / MOST_STEPS, 1.0)
         self._horizon = horizon
         count = int(np.ceil(horizon / self._width)) + 1
         self._steps = np.minimum(np.arange(count) * self._width, horizon)
         self._evicting = len(cycles)
-        self._sum = _curves(self._outlooks, self._steps, self._width).sum(axis=0)
+        self._sum = _curves(self._estimates, self._steps, self._width).sum(axis=0)
 
     @property
     def peak(self) -> float:
         """Slots to be reserved; what single blocks deviate evens out in a large batch."""
         return self._peak(self._sum, self._evicting)
 
-    def peak_with(self, outlook: Outlook) -> float:
+    def peak_with(self, estimate: Estimate) -> float:
         """The peak if one more request came in."""
-        if outlook.ahead > self._horizon:
-            self._draw(outlook.ahead)
-        curve = _curves([outlook], self._steps, self._width)[0]
-        return self._peak(self._sum + curve, self._evicting + bool(outlook.cycle))
+        if estimate.ahead > self._horizon:
+            self._draw(estimate.ahead)
+        curve = _curves([estimate], self._steps, self._width)[0]
+        return self._peak(self._sum + curve, self._evicting + bool(estimate.cycle))
 
-    def add(self, outlook: Outlook) -> None:
+    def add(self, estimate: Estimate) -> None:
         """One more request came in."""
-        self._outlooks.append(outlook)
-        if outlook.ahead > self._horizon:
-            self._draw(outlook.ahead)
+        self._estimates.append(estimate)
+        if estimate.ahead > self._horizon:
+            self._draw(estimate.ahead)
             return
-        self._sum = self._sum + _curves([outlook], self._steps, self._width)[0]
-        self._evicting += bool(outlook.cycle)
+        self._sum = self._sum + _curves([estimate], self._steps, self._width)[0]
+        self._evicting += bool(estimate.cycle)
 
     def _peak(self, growth: NDArray[np.float64], evicting: int) -> float:
         margin = DEVIATIONS * self._deviation * evicting**0.5
@@ -172,16 +172,16 @@ class Forecast:
 
 
 def _curves(
-    outlooks: Sequence[Outlook], steps: NDArray[np.float64], width: float
+    estimates: Sequence[Estimate], steps: NDArray[np.float64], width: float
 ) -> NDArray[np.float64]:
-    """Slots taken by each request at each step; float `[len(outlooks), len(steps)]`.
+    """Slots taken by each request at each step; float `[len(estimates), len(steps)]`.
 
     What shrinks a curve, the end of a block and of a request, counts `width` steps late: a
     peak between two steps is not missed.
     """
-    if not outlooks:
+    if not estimates:
         return np.zeros((0, len(steps)))
-    rows = np.array(outlooks, dtype=np.float64)  # None becomes NaN
+    rows = np.array(estimates, dtype=np.float64)  # None becomes NaN
     ahead, cycle, gone, opened, kept, need, peak_need, frees = (c[:, None] for c in rows.T)
     written = np.minimum(steps, ahead)
     period = np.where(cycle > 0, cycle, np.inf)

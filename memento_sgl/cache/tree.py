@@ -30,8 +30,8 @@ from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.events import KVCacheEventRecorder
 from sglang.srt.mem_cache.utils import get_eviction_strategy
 
-from memento_sgl.cache.events import NodeEvents
 from memento_sgl.cache.key import Namespace, common_prefix
+from memento_sgl.cache.kv_events import NodeEvents
 from memento_sgl.cache.node import Node
 from memento_sgl.rule.markers import MarkerIds
 

@@ -9,6 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from memento_sgl.errors import ConfigError
+from memento_sgl.exit_codes import as_exit_code
+
 HELP = """Train a Memento model in the paper's two stages: full attention, then the Memento mask.
 
 MODEL is a Hugging Face model folder with the marker tokens (memento init-model). DATA are tokenized
@@ -61,29 +64,11 @@ def train(
     ] = False,
 ) -> None:
     values = dict(locals())
-    raise typer.Exit(_run(values))
-
-
-def _run(values: dict[str, Any]) -> int:
-    """Do it; returns the exit code."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    from memento_sgl.errors import MementoError, StoreError
-
-    say = Console(stderr=True, soft_wrap=True, highlight=False)
-    try:
-        return _train(values)
-    except KeyboardInterrupt:
-        say.print("interrupted: give the same command to go on at the last checkpoint")
-        return 130
-    except MementoError as error:
-        say.print(f"[red]error:[/] {escape(str(error))}")
-        return 6 if isinstance(error, StoreError) else 2
+    again = "give the same command to go on at the last checkpoint"
+    raise typer.Exit(as_exit_code(lambda: _train(values), again))
 
 
 def _train(values: dict[str, Any]) -> int:
-    from memento_sgl.errors import ConfigError
     from memento_sgl.training.rows import read_training_rows
 
     try:

@@ -58,9 +58,9 @@ def evict_running(runtime: Runtime, batch: Any) -> list[Any]:
     shrink = np.zeros(len(batch.reqs), dtype=np.int64)
     rewind = np.zeros(len(batch.reqs), dtype=np.int64)
     for i, req in enumerate(batch.reqs):
-        if req not in runtime.due:
+        if req not in runtime.redo.due:
             continue
-        runtime.due.discard(req)
+        runtime.redo.due.discard(req)
         if req.finished():
             continue
         edit = _plan(runtime, req, int(batch.seq_lens_cpu[i]), batch.tree_cache)
@@ -76,7 +76,7 @@ def evict_running(runtime: Runtime, batch: Any) -> list[Any]:
     if own := [edit for edit in edits if not edit.done]:
         edit_rows(runtime, batch, own)
     runtime.evictions += len(edits)
-    runtime.set_offsets([e.slot for e in edits], [e.evicted for e in edits])
+    runtime.positions.set([e.slot for e in edits], [e.evicted for e in edits])
     if runtime.observers is not None:
         runtime.observers.step_evicted(len(edits))
     device = batch.seq_lens.device
@@ -99,7 +99,7 @@ def _plan(runtime: Runtime, req: Any, row_length: int, tree: Any) -> RowEdit | N
     state.apply()
     redone = row_length - keep_end
     if redone:
-        runtime.rewind(req, upcoming)
+        runtime.redo.rewind(req, upcoming)
     if state.watch is not None:
         state.watch.evicted(upcoming, decoding=True)
     return RowEdit(
@@ -150,7 +150,7 @@ def edit_rows(runtime: Runtime, batch: Any, edits: list[RowEdit]) -> None:
     if page == 1:
         table[target] = table[source]
     else:
-        runtime.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
+        runtime.scheduler.move_kv(table[target].to(torch.int64), table[source].to(torch.int64))
     allocator.free_page_ids(freed // page)  # each once; `free` would wait for the device to tell
 
 
@@ -197,7 +197,7 @@ def evict_prefix(runtime: Runtime, req: Any, allocator: Any, tree: Any) -> bool:
         row[start:length] = row[end:keep_end].clone()
     elif not shared:
         slots = row[start:rows].to(torch.int64)
-        runtime.move_kv(slots[: length - start], slots[end - start : keep_end - start])
+        runtime.scheduler.move_kv(slots[: length - start], slots[end - start : keep_end - start])
         allocator.free_page_ids(slots[_next_page(length, page) - start :: page] // page)
     req.prefix_len = length
     lost = rows - length

@@ -120,8 +120,12 @@ def _check_length(req: Any, scheduler: Any) -> None:
     state, runtime = req.memento, current()
     rows = req.kv.kv_committed_len
     state.measured_peak = max(state.measured_peak, rows)
-    waiting = req in runtime.due or req in runtime.voided or state.replay is not None
-    if waiting or req is scheduler.chunked_req or req.finished() or not req.output_ids:
+    if (
+        runtime.redo.holds(req)
+        or req is scheduler.chunked_req
+        or req.finished()
+        or not req.output_ids
+    ):
         return
     behind = len(req.origin_input_ids) + len(req.output_ids) - state.evicted - rows
     assert behind in (0, 1), (req.rid, behind, rows, state.evicted)

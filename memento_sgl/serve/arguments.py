@@ -1,30 +1,19 @@
-"""From command line flags to an engine that evicts: parse, check, settle, before weights load."""
+"""From the options of a launch to server arguments of an engine that evicts: check and settle,
+before weights load."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-import threading
-from array import array
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
-import msgspec
-
-from memento_sgl.cache.key import LONGEST
-from memento_sgl.environment import (
-    excluded_from_sglang,
-    extensions_folder,
-    misses_forced,
-    served_by_rust,
-)
 from memento_sgl.errors import ConfigError
 from memento_sgl.observe.trace.writer import check_folder
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
 from memento_sgl.rule.emission import resolve_structure
-from memento_sgl.serve.flags import check_flags, flag
+from memento_sgl.serve.models import check_architectures, check_backend, refuse_model
+from memento_sgl.serve.refuse import refuse_context, refuse_environment, refuse_flags
 from memento_sgl.serve.sections import settle_sections
 
 logger = logging.getLogger(__name__)
@@ -32,87 +21,6 @@ logger = logging.getLogger(__name__)
 RADIX_BACKEND = "memento"
 REASONING_PARSER = "memento"
 NO_PARSER = "none"  # SGLang's None cannot be told from a flag that is not given
-CHECKED_ATTENTION_BACKENDS = ("torch_native",)
-
-# Attribute of SGLang's ModelConfig: what a model that has it would need.
-REFUSED_MODELS = (
-    ("is_hybrid_swa", "sliding-window layers"),
-    ("is_multimodal", "multimodal positions"),
-    ("is_encoder_decoder", "an encoder"),
-)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--enable-memento`, `--memento-config` and one flag for each option."""
-    group = parser.add_argument_group("memento: in-place eviction of finished reasoning blocks")
-    group.add_argument("--enable-memento", action="store_true", help="Evict finished blocks.")
-    group.add_argument(
-        "--memento-config",
-        metavar="JSON-OR-PATH",
-        help="Options as a JSON object or the path of a JSON file; the flags below override it.",
-    )
-    for name, field in MementoConfig.model_fields.items():
-        if name == "enable":
-            continue
-        kinds = _kinds(field.annotation)
-        group.add_argument(
-            f"--memento-{name.replace('_', '-')}",
-            dest=f"memento_{name}",
-            metavar="/".join(kinds),
-            help=f"{(field.description or '').replace('%', '%%')} (default: {field.default})",
-        )
-
-
-def _kinds(annotation: Any) -> list[str]:
-    """Names of the types or values that an option accepts."""
-    if annotation is bool:
-        return ["true", "false"]
-    if isinstance(annotation, type):
-        return [annotation.__name__]
-    parts = get_args(annotation)
-    return [kind for part in parts for kind in ([part] if isinstance(part, str) else _kinds(part))]
-
-
-def config_from_flags(args: argparse.Namespace) -> MementoConfig | None:
-    """The options of a launch; None when memento is not asked for.
-
-    Raises:
-        ConfigError: bad JSON, unknown option, wrong type, contradiction, options without enabling.
-    """
-    given: dict[str, Any] = {}
-    for name, field in MementoConfig.model_fields.items():
-        text = getattr(args, f"memento_{name}", None)
-        if text is not None:
-            given[name] = _value(name, text, field.annotation)
-    source = getattr(args, "memento_config", None)
-    base = MementoConfig.parse(source) if source is not None else MementoConfig()
-    enabled = bool(getattr(args, "enable_memento", False))
-    if enabled and "enable" in base.model_fields_set and not base.enable:
-        raise ConfigError('--enable-memento contradicts "enable": false in --memento-config')
-    if not (enabled or base.enable):
-        if given:
-            flag = next(iter(given)).replace("_", "-")
-            raise ConfigError(f"--memento-{flag} has no effect without --enable-memento")
-        return None
-    return MementoConfig.parse(base.model_dump(exclude_unset=True) | given | {"enable": True})
-
-
-def _value(name: str, text: str, annotation: Any) -> Any:
-    kinds = _kinds(annotation)
-    if "true" in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if annotation is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise ConfigError(
-                f"--memento-{name.replace('_', '-')}: not a number: {text!r}"
-            ) from None
-    if annotation is str or text in kinds:
-        return text
-    raise ConfigError(
-        f"--memento-{name.replace('_', '-')}: expected {' or '.join(kinds)}, not {text!r}"
-    )
 
 
 def enable(server_args: Any, config: MementoConfig) -> None:
@@ -126,17 +34,7 @@ def enable(server_args: Any, config: MementoConfig) -> None:
         ConfigError: an engine flag that is not supported, an unknown model family.
         MarkerError: a marker is not exactly one token.
     """
-    if (value := excluded_from_sglang()) is not None:
-        raise ConfigError(
-            f"SGLANG_PLUGINS={value!r} keeps the memento plugin out: add memento to it"
-        )
-    if misses_forced():
-        raise ConfigError("memento does not support SGLANG_RADIX_FORCE_MISS: unset it")
-    if served_by_rust():
-        raise ConfigError(
-            "memento does not support SGLANG_RUST_SERVER, which goes around the checks of "
-            "requests: unset it"
-        )
+    refuse_environment()
     from sglang.srt.arg_groups.overrides import model_config_of, resolving_view
 
     record = server_args
@@ -155,15 +53,14 @@ def enable(server_args: Any, config: MementoConfig) -> None:
     vocabulary = model.vocab_size
     config, markers = settle_sections(config, server_args.chat_template, tokenizer, vocabulary)
     structure = resolve_structure(tokenizer, _ends(model, tokenizer), vocabulary)
-    backend = server_args.attention_backend
-    if backend not in CHECKED_ATTENTION_BACKENDS:
-        logger.warning("memento: attention backend %s has not been checked for exactness", backend)
+    check_backend(server_args.attention_backend, str(model.dtype))
+    check_architectures(model.hf_config.architectures or ())
     logger.info("memento: %s markers=%s", config.model_dump_json(exclude_defaults=True), markers)
     record._memento = Settings(config, markers, structure)
 
     from memento_patches.plugin import install
 
-    from memento_sgl.serve.reasoning import register_parser
+    from memento_sgl.serve.reasoning_parser import register_parser
 
     register_parser(config)
     install("frontend")
@@ -200,84 +97,6 @@ def _required_cache(config: MementoConfig, given: Mapping[str, Any]) -> dict[str
         logger.warning("memento: restart mode recomputes mementos: prefix caching is turned off")
         return {"disable_radix_cache": True}
     return {"radix_cache_backend": RADIX_BACKEND}
-
-
-def make_radix_cache(context: Any) -> Any:
-    """Radix cache factory of SGLang's registry, for `--radix-cache-backend memento`."""
-    from memento_sgl.cache.paged import PagedRadixCache
-    from memento_sgl.cache.prefix import PrunableRadixCache
-    from memento_sgl.engine.runtime import current
-
-    settings = settings_of(context.server_args)
-    if settings is None:
-        raise ConfigError("--radix-cache-backend memento needs --enable-memento")
-    if context.params.enable_kv_cache_events:
-        with saying_what_it_waits_for("the hashes of KV events: a C++ extension is being built"):
-            load_hashes()
-    if context.params.page_size == 1:
-        return PrunableRadixCache(context.params, settings.markers)
-    return PagedRadixCache(context.params, settings.markers, current().move_kv)
-
-
-def load_hashes() -> None:
-    """Build or load SGLang's extension that names pages in KV events, now rather than when the
-    first request ends."""
-    from sglang.srt.mem_cache.cpp_utils.native_hash import get_native_hash
-
-    get_native_hash(array("q", [0]), None)
-
-
-@contextmanager
-def saying_what_it_waits_for(what: str, seconds: float = 3.0) -> Iterator[None]:
-    """Log a line if what is inside takes longer than `seconds`."""
-    folder = extensions_folder()
-    timer = threading.Timer(
-        seconds,
-        logger.warning,
-        ("memento: the start waits for %s (or another process builds it, in %s)", what, folder),
-    )
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def refuse_flags(given: Any, settled: Any) -> None:
-    """Raise ConfigError for a flag that is not supported; name those that nobody has checked.
-
-    Args:
-        given: the record of server arguments, as it was written.
-        settled: its view after SGLang has filled in its choices.
-    """
-    defaults = {field.name: field.default for field in msgspec.structs.fields(type(given))}
-    if unchecked := check_flags(given, settled, defaults):
-        names = ", ".join(map(flag, unchecked))
-        logger.warning("memento: not checked with block eviction, see docs/flags.md: %s", names)
-    if settled.chunked_prefill_size is not None and settled.chunked_prefill_size <= 0:
-        raise ConfigError(
-            "memento needs chunked prefill: remove --chunked-prefill-size or make it positive"
-        )
-
-
-def refuse_model(model: Any) -> None:
-    """Raise ConfigError for a model whose layers block eviction does not support yet."""
-    for attribute, what in REFUSED_MODELS:
-        if getattr(model, attribute, False):
-            raise ConfigError(f"memento does not support models with {what} yet")
-    kinds = set(getattr(model.hf_text_config, "layer_types", None) or ()) - {"full_attention"}
-    if kinds:
-        raise ConfigError(f"memento does not support layers of type {', '.join(sorted(kinds))} yet")
-
-
-def refuse_context(length: int) -> None:
-    """Raise ConfigError for a context too long for the keys of the radix tree."""
-    if length >= LONGEST:
-        raise ConfigError(
-            f"memento caches prefixes of less than {LONGEST} tokens: lower --context-length "
-            f"({length}) or add --disable-radix-cache"
-        )
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

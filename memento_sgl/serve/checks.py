@@ -15,7 +15,7 @@ from typing import Any
 from memento_sgl.environment import hub_is_offline, other_hub
 from memento_sgl.errors import ConfigError
 from memento_sgl.rule.config import DELIMITERS_KEY
-from memento_sgl.serve.arguments import add_flags, config_from_flags
+from memento_sgl.serve.memento_flags import add_flags, config_from_flags
 from memento_sgl.serve.sglang_flags import FlagParser, flag_parser
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")

@@ -11,11 +11,10 @@ from memento_sgl.engine import runtime
 
 
 def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
-    state = runtime.current()
-    positions = forward_batch.positions
-    if not state.evicting or positions is None or positions.numel() == 0:
+    known, positions = runtime.current().positions, forward_batch.positions
+    if not known.evicting or positions is None or positions.numel() == 0:
         return
-    offsets = state.offsets[forward_batch.req_pool_indices]
+    offsets = known.offsets[forward_batch.req_pool_indices]
     if forward_batch.forward_mode.is_extend():
         offsets = torch.repeat_interleave(
             offsets, forward_batch.extend_seq_lens, output_size=forward_batch.extend_num_tokens
@@ -26,7 +25,7 @@ def after_init_new(forward_batch: Any, *_args: Any, **_kwargs: Any) -> None:
 def around_sample(
     original: Callable[..., Any], runner: Any, logits_output: Any, forward_batch: Any
 ) -> Any:
-    automaton = runtime.current().automaton
+    automaton = runtime.current().emission.automaton
     if automaton is None:
         return original(runner, logits_output, forward_batch)
     slots = forward_batch.req_pool_indices

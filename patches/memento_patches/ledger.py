@@ -97,7 +97,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_TOKENIZER}.generate_request",
         kind="AROUND",
-        hook="door:check_call",
+        hook="requests_in:check_call",
         role="frontend",
         why="answer 400 to calls that would end the server, before requests are built of them",
         retire="a request validation hook",
@@ -106,7 +106,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_TOKENIZER}._create_tokenized_object",
         kind="AFTER",
-        hook="door:check_tokenized",
+        hook="requests_in:check_tokenized",
         role="frontend",
         why="answer 400 to bad options, and to what would end the scheduler",
         retire="a request validation hook",
@@ -386,7 +386,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_SCHEDULER}.init_req_max_new_tokens",
         kind="AROUND",
-        hook="limits:around_init_max_new_tokens",
+        hook="lengths:around_init_max_new_tokens",
         role="scheduler",
         why="a request that evicts may write more tokens than the pool holds",
         retire="separate limits for tokens and rows",
@@ -395,7 +395,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target="sglang.srt.managers.utils.validate_input_length",
         kind="AROUND",
-        hook="limits:around_validate_input_length",
+        hook="lengths:around_validate_input_length",
         role="scheduler",
         why="a prompt whose finished blocks make it fit is accepted",
         retire="separate limits for tokens and rows",
@@ -404,7 +404,7 @@ LEDGER: tuple[Seam, ...] = (
     Seam(
         target=f"{_BATCH}.ScheduleBatch.retract_decode",
         kind="AFTER",
-        hook="limits:after_retract_decode",
+        hook="lengths:after_retract_decode",
         role="scheduler",
         why="a request that outgrows the pool ends with its output and what to do",
         retire="output in SGLang's own out-of-memory abort",

@@ -29,7 +29,7 @@ COUNTS = {
 
 
 def around_cumulate(original: Callable[..., None], batch: Any) -> None:
-    reread = runtime.current().reread
+    reread = runtime.current().redo.reread
     rows = [i for i, req in enumerate(batch.reqs) if req in reread] if reread else []
     if not rows:
         return original(batch)

@@ -10,7 +10,7 @@ from memento_sgl.errors import PatchError
 def register() -> None:
     """Wrap what is needed to read our flags. SGLang swallows exceptions here, so a miss exits."""
     install("bootstrap")
-    from memento_sgl.serve.reasoning import register_parser
+    from memento_sgl.serve.reasoning_parser import register_parser
 
     register_parser()
 

@@ -12,13 +12,10 @@ from typing import Any
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from memento_patches.classes import on_top_of
+from memento_patches.overridden import overridden
 from memento_sgl.admission.budget import (
-    give_up,
-    newcomer,
     stock_reservation,
-    survey,
     unfinished,
-    without_simulation,
 )
 from memento_sgl.admission.messages import too_long_message
 from memento_sgl.engine import runtime
@@ -30,48 +27,50 @@ class EvictingAdder(PrefillAdder):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        state = runtime.current()
-        if state.config.foresee_evictions:
-            survey(state, self)
+        admission = runtime.current().admission
+        if admission.foresees:
+            admission.estimate_running(self)
 
     def add_chunked_req(self, req: Any) -> Any:
-        state, add = runtime.current(), super().add_chunked_req
-        if state.forecast is None:
+        admission, add = runtime.current().admission, super().add_chunked_req
+        if admission.forecast is None:
             return _add_next_segment(add, self, req)
         # Its whole prompt was reserved when it came in: no budget but the memory there is.
         self.memory_budget.total_offset = 0
         rest = _add_next_segment(add, self, req)
-        state.forecast.add(newcomer(state, req, self.page_size))
-        self.memory_budget.total_offset = state.forecast.peak
+        admission.forecast.add(admission.estimate_waiting(req, self.page_size))
+        self.memory_budget.total_offset = admission.forecast.peak
         return rest
 
     def add_one_req(
         self, req: Any, has_chunked_req: bool, truncation_align_size: int | None
     ) -> Any:
-        state = runtime.current()
+        admission, scheduler = runtime.current().admission, runtime.current().scheduler
         arguments = (super().add_one_req, self, req, has_chunked_req, truncation_align_size)
-        if state.forecast is None:
+        if admission.forecast is None:
             return _add_first_segment(*arguments)
         if self.preempt_list:
-            survey(state, self)
-        entrant = newcomer(state, req, self.page_size)
+            admission.estimate_running(self)
+        estimate = admission.estimate_waiting(req, self.page_size)
         alone = not (has_chunked_req or self.can_run_list or unfinished(self))
-        reserved: float = entrant.peak_need
+        reserved: float = estimate.peak_need
         if not alone:
-            reserved = state.forecast.peak_with(entrant) - state.forecast.peak
-        before, added = self.memory_budget.total_offset, len(self.can_run_list)
-        # SGLang checks its own figure: make up for the difference meanwhile.
-        self.memory_budget.total_offset += reserved - stock_reservation(self, req)
-        with without_simulation(req):
+            reserved = admission.forecast.peak_with(estimate) - admission.forecast.peak
+        budget, sampling, added = self.memory_budget, req.sampling_params, len(self.can_run_list)
+        # SGLang checks its own figure: make up for the difference meanwhile. Without a radix cache
+        # it draws `ignore_eos` requests ahead as well, but not their evictions.
+        offset = budget.total_offset + (reserved - stock_reservation(self, req))
+        drawn = sampling.ignore_eos and not req.memento.config.evicts
+        with overridden(budget, total_offset=offset), overridden(sampling, ignore_eos=drawn):
             outcome = _add_first_segment(*arguments)
-        self.memory_budget.total_offset = before
         if len(self.can_run_list) > added:
-            state.forecast.add(entrant)
-            self.memory_budget.total_offset = state.forecast.peak
+            admission.forecast.add(estimate)
+            budget.total_offset = admission.forecast.peak
             return self.budget_state()
         if alone and outcome is AddReqResult.NO_TOKEN:
-            give_up(state, req, too_long_message(req.memento, req.output_ids, state.pool_size))
-            state.waiting.remove(req)
+            pool = scheduler.pool_size
+            scheduler.abort(req, too_long_message(req.memento, req.output_ids, pool))
+            scheduler.waiting.remove(req)
             return AddReqResult.OTHER  # not the batch is full
         return outcome
 
@@ -88,10 +87,9 @@ def _add_next_segment(original: Callable[..., Any], adder: Any, req: Any) -> Any
     limit = rows_to_next_point(req)
     if limit is None:
         return original(req)
-    budget = adder.rem_chunk_tokens
-    adder.rem_chunk_tokens = min(budget, limit)
-    rest = original(req)
-    adder.rem_chunk_tokens = budget - req.extend_len
+    with overridden(adder, rem_chunk_tokens=min(adder.rem_chunk_tokens, limit)):
+        rest = original(req)
+    adder.rem_chunk_tokens -= req.extend_len
     return rest
 
 
@@ -111,13 +109,11 @@ def _add_first_segment(
         return original(req, has_chunked_req, truncation_align_size)
     if taken:
         return AddReqResult.CONTINUE  # not now; requests without finished blocks may pass
-    budget = adder.rem_chunk_tokens
-    added = len(adder.can_run_list)
-    adder.rem_chunk_tokens = min(budget, limit)
-    with _segments_end_inside_pages(adder):
+    added, chunk = len(adder.can_run_list), min(adder.rem_chunk_tokens, limit)
+    with overridden(adder, rem_chunk_tokens=chunk), _segments_end_inside_pages(adder):
         outcome = original(req, has_chunked_req, truncation_align_size)
     used = req.extend_len if len(adder.can_run_list) > added else 0
-    adder.rem_chunk_tokens = budget - used
+    adder.rem_chunk_tokens -= used
     return adder.budget_state() if used else outcome
 
 
@@ -125,16 +121,11 @@ def _add_first_segment(
 def _segments_end_inside_pages(adder: Any) -> Iterator[None]:
     """Upstream cuts a first chunk at a page border, and an eviction point lies anywhere: count in
     single slots meanwhile, the rest of the page that upstream reserves for a request set aside."""
-    page, added = adder.page_size, len(adder.can_run_list)
-    adder.memory_budget.total_offset += page - 1
-    adder.memory_budget.current_offset += page - 1
-    overhead = adder.per_req_token_overhead
-    adder.page_size = adder.memory_budget.page_size = adder.per_req_token_overhead = 1
-    try:
+    budget, rest, added = adder.memory_budget, adder.page_size - 1, len(adder.can_run_list)
+    budget.total_offset += rest
+    budget.current_offset += rest
+    with overridden(adder, page_size=1, per_req_token_overhead=1), overridden(budget, page_size=1):
         yield
-    finally:
-        adder.page_size = adder.memory_budget.page_size = page
-        adder.per_req_token_overhead = overhead
-        if len(adder.can_run_list) == added:
-            adder.memory_budget.total_offset -= page - 1
-            adder.memory_budget.current_offset -= page - 1
+    if len(adder.can_run_list) == added:
+        budget.total_offset -= rest
+        budget.current_offset -= rest

@@ -6,9 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from memento_sgl.request.state import options_of
+from memento_sgl.request.overrides import options_of
 from memento_sgl.serve.arguments import REASONING_PARSER, settings_of
-from memento_sgl.serve.reasoning import MementoDetector
+from memento_sgl.serve.reasoning_parser import MementoDetector
 
 
 def adapt_parser(

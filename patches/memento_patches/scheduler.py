@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from sglang.srt.mem_cache.registry import register_radix_cache_backend
 
+from memento_patches.overridden import overridden
 from memento_patches.plugin import install
 from memento_sgl.cache.tree import RadixTree
 from memento_sgl.engine import runtime
 from memento_sgl.engine.eviction import evict_running
 from memento_sgl.engine.integrity import check_ownership, check_ranks
 from memento_sgl.environment import check_slots
-from memento_sgl.serve.arguments import RADIX_BACKEND, make_radix_cache, settings_of
-from memento_sgl.serve.reasoning import register_parser
+from memento_sgl.serve.arguments import RADIX_BACKEND, settings_of
+from memento_sgl.serve.radix import make_radix_cache
+from memento_sgl.serve.reasoning_parser import register_parser
 
 
 def around_init(
@@ -34,20 +37,20 @@ def around_init(
 
 def around_decode(original: Callable[..., Any], scheduler: Any, batch: Any) -> Any:
     state = runtime.current()
-    state.retry.step()
-    if state.due:
+    state.admission.retry.step()
+    if state.redo.due:
         if stuck := evict_running(state, batch):
             _retract(stuck, scheduler, batch)
-        if state.config.foresee_evictions and state.retry.due(state.rhythm.count):
+        if state.admission.ask_again():
             batch.batch_is_full = False  # slots are free, and blocks more are known
-    fed = bool(state.replaying)
+    fed = bool(state.redo.replaying)
     if fed:
         state.feed_replays(batch)
     prepared = original(scheduler, batch)
     if prepared is not None:
-        state.reread.clear()
+        state.redo.reread.clear()
     elif fed:
-        state.put_off()
+        state.redo.put_off()
     return prepared
 
 
@@ -67,7 +70,7 @@ def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool
     be taken back. So the prompt goes on instead.
     """
     req = scheduler.chunked_req
-    due: bool = runtime.current().pacing.decode_next(
+    due: bool = runtime.current().admission.pacing.decode_next(
         more_segments=req is not None and req.memento.next_eviction is not None,
         others=not (running_batch.is_empty() or running_batch.is_prefill_only),
     )
@@ -77,7 +80,7 @@ def between_segments(deferred: bool, scheduler: Any, running_batch: Any) -> bool
 def not_voided(finishing: list[Any], _scheduler: Any, _batch: Any) -> list[Any] | None:
     """Upstream leaves out of the next step who reaches its length with the step in flight: not
     one whose step in flight is void, it would be lost."""
-    voided = runtime.current().voided
+    voided = runtime.current().redo.voided
     return [req for req in finishing if req not in voided] if voided else None
 
 
@@ -102,12 +105,9 @@ def _process_without(
     """The result loop skips retracted requests, under overlap scheduling only: look like that."""
     processor = scheduler.batch_result_processor
     if not processor.enable_overlap:
-        scheduler.batch_result_processor = replace(processor, enable_overlap=True)
-    for req in ignored:
-        req.is_retracted = True
-    try:
-        original(scheduler, batch, result)
-    finally:
-        scheduler.batch_result_processor = processor
+        processor = replace(processor, enable_overlap=True)
+    with ExitStack() as stack:
+        stack.enter_context(overridden(scheduler, batch_result_processor=processor))
         for req in ignored:
-            req.is_retracted = False
+            stack.enter_context(overridden(req, is_retracted=True))
+        original(scheduler, batch, result)

@@ -8,13 +8,8 @@ from typing import Any
 
 from memento_patches.plugin import install
 from memento_sgl.errors import MementoError
-from memento_sgl.serve.arguments import (
-    NO_PARSER,
-    add_flags,
-    config_from_flags,
-    enable,
-    required_arguments,
-)
+from memento_sgl.serve.arguments import NO_PARSER, enable, required_arguments
+from memento_sgl.serve.memento_flags import add_flags, config_from_flags
 from memento_sgl.serve.sglang_flags import full_names_only
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from memento_patches.overridden import overridden
 from memento_sgl.cache.tree import RadixTree
 from memento_sgl.environment import has_accelerator
 
@@ -36,9 +37,5 @@ def around_release(original: Callable[..., Any], manager: Any, request: Any) -> 
     """SGLang ends with a wait for CUDA wherever torch was built with it: fatal on a CPU."""
     if has_accelerator():
         return original(manager, request)
-    device_module = torch.get_device_module
-    torch.get_device_module = lambda *_args: torch.cpu
-    try:
+    with overridden(torch, get_device_module=lambda *_args: torch.cpu):
         return original(manager, request)
-    finally:
-        torch.get_device_module = device_module

@@ -23,11 +23,15 @@ from memento_sgl import __version__
 from memento_sgl.cli.app import app
 from memento_sgl.demo.server import free_port
 from memento_sgl.environment import has_accelerator
+from memento_sgl.errors import ConfigError, DataError, ServerError, StoppedError, StoreError
+from memento_sgl.exit_codes import as_exit_code
 
 # Runs each command line of a JSON list in one process: exit code, standard output and error, and
 # what has been imported by then.
 SCRIPT = """
-import io, json, sys
+import io, json, os, sys
+for name in os.environ.get("WITHOUT", "").split():
+    sys.modules[name] = None
 from contextlib import redirect_stderr, redirect_stdout
 from memento_sgl.cli.app import main
 
@@ -48,6 +52,7 @@ for case in json.load(open(sys.argv[1])):
     done.append([code, out.getvalue(), err.getvalue(), loaded])
 sys.stdout.write(json.dumps(done))
 """
+ROOT = Path(__file__).parents[2]
 HEAVY = {"numpy", "pyarrow", "httpx", "openai", "jinja2", "tokenizers", "torch", "sglang", "ray"}
 Done = tuple[Any, str, str, list[str]]
 
@@ -83,6 +88,38 @@ def test_help_and_version_import_nothing_heavy(tmp_path: Path) -> None:
         assert (code, err) == (0, ""), case
         assert "Usage: memento" in out or case == ["--version"]
         assert not HEAVY & set(loaded), case
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("[a] is wrong"), 2, "error: [a] is wrong"),
+        (DataError("x"), 2, "error: x"),
+        (StoppedError("x"), 5, "error: x"),
+        (StoreError("x"), 6, "error: x"),
+        (ServerError("x " * 200), 1, "error: " + ("x " * 200).rstrip()),
+        (KeyboardInterrupt(), 130, "interrupted: again"),
+    ],
+)
+def test_exit_codes(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert as_exit_code(fail, "again") == code
+    assert [line.rstrip() for line in capsys.readouterr().err.splitlines()] == [said]
+    assert as_exit_code(lambda: 3, "again") == 3
+
+
+def test_help_needs_no_extra(tmp_path: Path) -> None:
+    """As after `pip install .` alone."""
+    absent = "torch sglang transformers msgspec psutil plotext prometheus_client ray trl peft"
+    cases = [[name, "--help"] for name in commands()]
+    found = run(cases, tmp_path, WITHOUT=absent)
+    for case, (code, out, err, _) in zip(cases, found, strict=True):
+        assert (code, err) == (0, ""), case
+        assert "Usage: memento" in out
 
 
 def test_serve_help_lists_sglangs_flags(tmp_path: Path) -> None:
@@ -259,6 +296,34 @@ def test_doctor_looks_without_importing(state: str) -> None:
         assert done.returncode == 1
         assert "ServerArgs.add_cli_args has changed" in done.stdout
         assert lines[-1].startswith("not ready to serve")
+
+
+IMPORTING = """
+import importlib.abc, os, signal, sys, tomllib
+
+class Press(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "memento_sgl.cli.trace":
+            os.kill(os.getpid(), signal.SIGINT)
+
+(script,) = tomllib.load(open(sys.argv[1], "rb"))["project"]["scripts"].values()
+module, _, function = script.partition(":")
+found = getattr(__import__(module, fromlist=[function]), function)
+sys.meta_path.insert(0, Press())
+sys.argv = ["memento", "think", "x"]
+found()
+"""
+
+
+def test_ctrl_c_while_everything_is_imported() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING, str(ROOT / "pyproject.toml")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def blocked(process: psutil.Process) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 
 import pytest
@@ -55,9 +60,12 @@ def test_a_server_without_mementos(url: str) -> None:
     ]
 
 
-def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
-    gauge = KvGauge(10, 20, 40)
-    terminal = Console(file=io.StringIO(), width=80, height=20, force_terminal=True)
+@pytest.mark.parametrize("gauge", [KvGauge(10, 20, 40), KvGauge()])
+@pytest.mark.parametrize(("width", "height"), [(80, 20), (40, 20), (40, 7), (24, 4)])
+def test_the_live_picture_fits_and_does_not_steer_the_terminal(
+    width: int, height: int, gauge: KvGauge
+) -> None:
+    terminal = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
     view = LiveView("why\x1b[31m?", terminal)
     for number in range(30):
         for event in (
@@ -73,12 +81,69 @@ def test_the_live_picture_fits_and_does_not_steer_the_terminal() -> None:
         ):
             view.add(event, gauge)
         drawn = io.StringIO()
-        Console(file=drawn, width=80).print(view._now())
-        assert drawn.getvalue().count("\n") <= terminal.height
-        for shown in (f"memento{number}", "99 tokens evicted", f"at {number}", "peak ~20"):
-            assert shown in drawn.getvalue()
+        Console(file=drawn, width=width).print(view._now())
+        lines = drawn.getvalue().splitlines()
+        assert len(lines) <= height
+        assert {len(line) for line in lines} == {width}
+        assert "KV tokens" in lines[-2] or "~10/40" in lines[-2]
+        if height > 4:
+            assert f"at {number}" in drawn.getvalue()
+        if (width, height) == (80, 20):
+            for shown in (f"memento{number}", "99 tokens evicted"):
+                assert shown in drawn.getvalue()
+            assert ("peak ~20" in lines[-2]) == (gauge.now is not None)
         assert not re.search(r"[\x00-\x09\x0b-\x1f]", drawn.getvalue())
         view.add(e.BlockAbandoned("", number + 1), gauge)
+
+
+def resize(terminal: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+
+def test_a_terminal_that_is_resized_shows_one_picture(url: str) -> None:
+    """Each picture stands in the corner of the alternate screen, which no terminal wraps anew."""
+    ours, theirs = pty.openpty()
+    resize(ours, 100, 30)
+    gone = {"COLUMNS", "LINES"}
+    process = subprocess.Popen(
+        [*THINK, "hang", "--base-url", url, "--model", "a"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={k: v for k, v in os.environ.items() if k not in gone}
+        | {"MEMENTO_API_KEY": KEY, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    shown = ""
+
+    def until(text: str) -> None:
+        nonlocal shown
+        start = len(shown)
+        while text not in shown[start:]:
+            shown += os.read(ours, 65536).decode(errors="replace")
+
+    until("tw")
+    for columns, rows in ((40, 12), (130, 40), (24, 6)):
+        resize(ours, columns, rows)
+        until(f"╰{'─' * (columns - 2)}╯")
+        until("\x1b[H")
+        frame = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.split("\x1b[H")[-2])
+        lines = frame.split("\r\n")
+        assert len(lines) == rows
+        assert max(map(len, lines)) == columns
+        assert frame.count("╭") == frame.count("╰") == 1
+    process.terminate()
+    with contextlib.suppress(OSError):  # the other side is closed
+        while piece := os.read(ours, 65536):
+            shown += piece.decode(errors="replace")
+    os.close(ours)
+    assert process.wait(60) == 143
+    before, _, rest = shown.partition("\x1b[?1049h")
+    during, _, after = rest.partition("\x1b[?1049l")
+    assert "╭" not in before
+    assert "╭" in during
+    assert after.count("╭") == 1
+    assert "broken off" in after
 
 
 @pytest.mark.parametrize("width", [24, 40, 60, 80, 200])

@@ -13,9 +13,8 @@ pytest.importorskip("sglang")
 from memento_patches.prefill import EvictingAdder, _add_first_segment, adder_class
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
-from memento_sgl.admission.budget import newcomer
-from memento_sgl.engine.runtime import Runtime
-from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.admission.budget import Admission
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds
 
@@ -91,8 +90,8 @@ def test_the_page_in_which_a_match_ends_is_reserved(holds_kv: bool, need: int) -
         to_finish=None,
         sampling_params=SimpleNamespace(max_new_tokens=1, ignore_eos=False),
     )
-    outlook = newcomer(Runtime(Settings(config, markers)), req, 16)
-    assert (outlook.need, outlook.peak_need) == (need, need)
+    estimate = Admission(config).estimate_waiting(req, 16)
+    assert (estimate.need, estimate.peak_need) == (need, need)
 
 
 def test_another_plugins_class_stays_below_ours() -> None:

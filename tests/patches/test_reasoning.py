@@ -15,10 +15,10 @@ from sglang.srt.parser.reasoning_parser import ReasoningParser
 from transformers import AddedToken
 
 from memento_sgl.demo.tokenizer import build_tokenizer
-from memento_sgl.engine.runtime import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import resolve_markers
-from memento_sgl.serve.reasoning import MementoDetector, register_parser
+from memento_sgl.serve.reasoning_parser import MementoDetector, register_parser
 
 OPENS = "{% if enable_thinking is not false %}<think>\n{% endif %}"
 PLAIN = "<|block_start|>a<|block_end|><|summary_start|>b<|summary_end|></think>c"

@@ -20,7 +20,7 @@ from sglang.srt.sampling.penaltylib import BatchedPenalizerOrchestrator
 
 from memento_sgl.admission.pacing import SEGMENTS
 from memento_sgl.engine import runtime
-from memento_sgl.request.state import Settings
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.markers import MarkerIds
 
@@ -68,29 +68,29 @@ class Batch:
 def test_a_step_that_is_done_again_counts_for_no_penalty(state: runtime.Runtime) -> None:
     batch = Batch()
     start = batch.counted(0)
-    state.reread.add(batch.reqs[0])
+    state.redo.reread.add(batch.reqs[0])
     around_cumulate(Batch.cumulate, batch)
     assert batch.counted(0) == start
     once = batch.counted(1)
     assert all(now != then for now, then in zip(once, start, strict=True))
-    state.reread.clear()
+    state.redo.reread.clear()
     around_cumulate(Batch.cumulate, batch)
     assert batch.counted(0) == once
 
 
 def test_a_step_that_was_put_off_is_still_done_again(state: runtime.Runtime) -> None:
     """SGLang may skip one decode step, behind what was fed for it."""
-    state.reread.add("r")
+    state.redo.reread.add("r")
     assert around_decode(lambda scheduler, batch: None, None, "batch") is None
-    assert state.reread == {"r"}
+    assert state.redo.reread == {"r"}
     assert around_decode(lambda scheduler, batch: batch, None, "batch") == "batch"
-    assert not state.reread
+    assert not state.redo.reread
 
 
 def test_a_step_that_was_put_off_reads_the_same_tokens(state: runtime.Runtime) -> None:
     """The row would lack one of them, and all behind it stand one row too early."""
     tokens = torch.zeros(4, dtype=torch.int64)
-    state._scheduler = SimpleNamespace(
+    state.scheduler._scheduler = SimpleNamespace(
         enable_overlap=True,
         forward_stream_ctx=nullcontext(),
         future_map=SimpleNamespace(output_tokens_buf=tokens),
@@ -98,16 +98,15 @@ def test_a_step_that_was_put_off_reads_the_same_tokens(state: runtime.Runtime) -
     req = Req()
     req.kv, req.finished = SimpleNamespace(req_pool_idx=2), lambda: False
     req.origin_input_ids, req.output_ids = [5, 6], [7, 8, 9]
-    req.memento = SimpleNamespace(replay=3, prompt_len=2, length=5)
-    state.replaying.add(req)
+    req.memento = SimpleNamespace(prompt_len=2, length=5)
+    state.redo.replaying[req] = 3
     batch, read = SimpleNamespace(reqs=[req]), []
     for skipped in (True, False, True, True, False, False):
         around_decode(lambda scheduler, batch, skip=skipped: None if skip else batch, None, batch)
         if not skipped:
             read.append(int(tokens[2]))
     assert read == [8, 9, 9]  # the last step reads what sampling would have put there
-    assert req.memento.replay is None
-    assert not state.replaying
+    assert not state.redo.replaying
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -124,7 +123,7 @@ def test_no_decode_step_between_segments_without_memory(state: runtime.Runtime, 
 
 def test_a_void_step_does_not_finish_its_request(state: runtime.Runtime) -> None:
     assert not_voided(["a", "b"], None, None) is None
-    state.voided.add("a")
+    state.redo.voided["a"] = 1
     assert not_voided(["a", "b"], None, None) == ["b"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.records import Converted
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.store.folder import Store
 from scenes import options, run, thought

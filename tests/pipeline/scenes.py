@@ -17,8 +17,8 @@ from typing import Any
 from fault_server import FaultServer, Settings
 from memento_pipeline.llm.endpoints import AskOptions, Endpoint
 from memento_pipeline.run.convert import Outcome, run_stages
-from memento_pipeline.run.options import RunOptions
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
+from memento_pipeline.run.run_options import RunOptions
 from memento_pipeline.store.folder import Store
 from memento_pipeline.store.schema import STAGES
 from memento_pipeline.text.tokens import load_counter

@@ -19,7 +19,7 @@ from memento_pipeline.output.export import write_outputs
 from memento_pipeline.output.validate import validate_row
 from memento_pipeline.read.rows import ReadOptions, read_traces
 from memento_pipeline.records import Converted, Status, Trace
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.store.folder import Store
 from memento_pipeline.text.escape import escape, special_count, unescape
 from memento_pipeline.text.pairs import MARKERS, pairs

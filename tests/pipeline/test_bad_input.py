@@ -25,6 +25,7 @@ from rows import trace
 from typer.testing import CliRunner
 
 from memento_sgl.cli import app as cli
+from memento_sgl.offline.inputs.rows import Broken, parse_json
 
 GOOD = {"problem": "Q", "cot": "T", "answer": "A"}
 
@@ -257,6 +258,54 @@ def test_any_bytes_end_with_a_reason(tmp_path: Path, data: bytes, kind: str) -> 
     path.write_bytes(data)
     for row in read_traces([path], ReadOptions()):
         assert isinstance(row, Trace) or row.reason
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(_JSON, st.booleans(), st.none() | st.tuples(st.integers(0, 99), st.integers(0, 255)))
+def test_the_fast_parser_reads_what_pythons_reads(
+    value: Any, ascii_only: bool, change: tuple[int, int] | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    if change is not None:
+        place = change[0] % len(text)
+        text = text[:place] + bytes(change[1:]) + text[place + 1 :]
+    _same_as_python(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            b'{"a":1,"a":2}',
+            b"\xef\xbb\xbf{}",
+            b'"\\ud800"',
+            b'"\xed\xa0\x80"',
+            b'"\\ud83d\\ude00"',
+        ),
+        *(b"[NaN, Infinity, -Infinity, 1e400, -0, -0.0]", b"[" * 300 + b"]" * 300, b"{} x", b""),
+        *(b"1" * 5000, b"1" * 4000, b"01", b"1.", b".5", b"-NaN", b"nan", b'"\x01"', b"\x0c1"),
+        *(b"0.1", b"5e-324", b"2.2250738585072011e-308", b"123456789012345678901234567890e-9"),
+        json.dumps("ä").encode("utf-16"),
+    ],
+)
+def test_the_fast_parser_knows_the_corners(text: bytes) -> None:
+    _same_as_python(text)
+
+
+def _same_as_python(text: bytes) -> None:
+    try:
+        expected = repr(json.loads(text))
+    except (ValueError, RecursionError):
+        assert isinstance(parse_json(text), Broken)
+    else:
+        assert repr(parse_json(text)) == expected
 
 
 def test_a_run_goes_on(tmp_path: Path) -> None:

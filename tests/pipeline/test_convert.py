@@ -16,10 +16,10 @@ import pytest
 from memento_pipeline.records import Status
 from memento_pipeline.run import runner, stages
 from memento_pipeline.run.convert import Exit, rows, run_stages
+from memento_pipeline.run.converted import converted
 from memento_pipeline.run.merge import merge
-from memento_pipeline.run.options import RunOptions, Shard
 from memento_pipeline.run.plan import plan
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.run_options import RunOptions, Shard
 from memento_pipeline.stages.score import ScoreOptions
 from memento_pipeline.stages.summarize import SummarizeOptions
 from memento_pipeline.store.folder import FILE_NAME, Store
@@ -83,7 +83,7 @@ def test_changed_prompts_are_refused(
     with serving() as server:
         wanted = options(tmp_path, traces, server.url, limit=1)
         run(wanted)
-        monkeypatch.setattr("memento_pipeline.run.options.fingerprint", lambda: "other")
+        monkeypatch.setattr("memento_pipeline.run.run_options.fingerprint", lambda: "other")
         with pytest.raises(StoreError, match="prompts was"):
             run(wanted)
 

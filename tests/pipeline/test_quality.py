@@ -10,7 +10,7 @@ from memento_pipeline.read.rows import ReadOptions, read_traces
 from memento_pipeline.records import Trace
 from memento_pipeline.report.page import write_report
 from memento_pipeline.report.quality import holds, of_run, pieces, read_reference
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.stages.summarize import SummarizeOptions
 from memento_pipeline.store.folder import Store

@@ -10,12 +10,13 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from browser import chromium, needs_browser
 from memento_pipeline.records import Converted
 from memento_pipeline.report.charts import histogram
 from memento_pipeline.report.page import MOST_CHARACTERS, Sample, write_report
 from memento_pipeline.report.tally import Distribution
 from memento_pipeline.run.convert import Exit
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.store.folder import Store
 from scenes import FAST, options, run, serving, thought, write_traces
 from typer.testing import CliRunner
@@ -227,7 +228,8 @@ def test_unknown_is_never_zero(tmp_path: Path) -> None:
     assert float(found.line("calls per trace")[1]) > 1
     run(options(tmp_path / "rules", traces, None))
     rules, _ = page(tmp_path / "rules")
-    assert rules.line("pass the judge at first")[1] == "unknown"
+    assert rules.line("pass the judge at first")[1] == "not judged"
+    assert rules.line("pass in the end")[1] == "not judged"
     assert rules.line("calls per trace")[1] == "0 (no model asked)"
     assert "baseline without a language model" in rules.words
 
@@ -254,6 +256,42 @@ def test_sample_is_uniform_ordered_and_repeatable() -> None:
             hits[item] += 1
     assert max(hits) < 600
     assert min(hits) > 400
+
+
+@needs_browser
+def test_unjudged_is_one_word_and_a_search_unfolds(work: Path, tmp_path: Path) -> None:
+    run(options(tmp_path / "rules", write_traces(tmp_path / "t.jsonl", 2), None))
+    page(tmp_path / "rules")
+    with chromium() as browser:
+        tab = browser.new_page()
+        tab.goto((tmp_path / "rules" / "report.html").as_uri())
+        heads = tab.locator(".memento > p").all_text_contents()
+        assert len(heads) > 1
+        for head in heads:
+            assert re.fullmatch(
+                r"memento: [\d,]+ tokens, \d+ % of the block, not judged, by rules", head
+            )
+        block = browsed(Page(tab.content()))[0]["blocks"][-1]["text"].split("\n")[0]
+        tab.locator("#search").fill(block.upper())
+        opened = [node.evaluate("node => node.open") for node in tab.locator("[data-block]").all()]
+        assert opened[-1]
+        assert not all(opened)
+        page(work)
+        tab.goto((work / "report.html").as_uri())
+        heads = tab.locator(".memento > p").all_text_contents()
+        assert all(re.search(r"of 10, (passes|does not pass), by", head) for head in heads)
+
+
+def test_labels_of_the_axes_are_short() -> None:
+    values = Distribution()
+    for value in (1, 1_200_000):
+        values.add(value)
+    values.values[1] = 25_000
+    chart = histogram("t", "tokens", [("", values)])
+    assert chart is not None
+    assert [tick.text for tick in chart.y_ticks] == ["0", "12.5K", "25K"]
+    assert {"0", "1M"} <= {tick.text for tick in chart.x_ticks}
+    assert max(len(tick.text) for tick in chart.x_ticks) <= 5
 
 
 def test_long_text_is_cut_and_says_so(tmp_path: Path) -> None:

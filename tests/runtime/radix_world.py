@@ -27,7 +27,8 @@ from memento_sgl.cache.prefix import PrunableRadixCache
 from memento_sgl.engine.eviction import evict_prefix, evict_running, rows_to_next_point
 from memento_sgl.engine.integrity import pages_of, tree_slots
 from memento_sgl.engine.runtime import Runtime
-from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds
 
@@ -112,10 +113,10 @@ class World:
         )
         self.moved = self.parked = 0
         self.runtime = Runtime(Settings(CONFIG, MARKERS))
-        self.runtime._scheduler = SimpleNamespace(
+        self.runtime.scheduler._scheduler = SimpleNamespace(
             token_to_kv_pool_allocator=self.allocator, enable_overlap=False, device_module=torch.cpu
         )
-        self.runtime.offsets = torch.zeros(17, dtype=torch.int64)
+        self.runtime.positions.attach(self.rows.req_to_token)
         self.written: dict[int, Any] = {}
         self.live: list[Request] = []
         self.waiting: list[Request] = []
@@ -291,9 +292,8 @@ class World:
             self.sample(req)
 
     def decode(self, req: Request) -> None:
-        if req in self.runtime.due:
+        if req in self.runtime.redo.due:
             self.evict_now(req)
-            self.runtime.replaying.discard(req)
             if req not in self.live:
                 return
         if len(req.ids) >= ROW - 2:
@@ -321,7 +321,7 @@ class World:
             self.retract_request(req)
             return
         req.void_step = False
-        req.memento.replay = None
+        self.runtime.redo.replaying.pop(req, None)  # `compute` does it at once
         assert int(batch.seq_lens[0]) == req.kv.kv_committed_len == req.kv.kv_allocated_len
 
     def compute(self, req: Request, index: int, *, wrong: bool = False) -> bool:
@@ -342,7 +342,7 @@ class World:
         choices = grammar.get(int(state), (1, *LETTERS)) if well_formed else range(1, 8)
         req.output_ids.append(self.rng.choice(list(choices)))
         if req.memento.observe(req.output_ids):
-            self.runtime.due.add(req)
+            self.runtime.redo.due.add(req)
             if self.rng.random() < 0.5:
                 req.void_step = self.compute(req, len(req.ids) - 1, wrong=True)
 
@@ -414,12 +414,11 @@ def run_alone(world: World, req: Request, output: list[int]) -> None:
     state = RequestState(req.origin_input_ids, CONFIG, MARKERS, parsed)
     state.restore(req.memento.applied)
     req.memento = state
-    world.runtime.due.discard(req)
+    world.runtime.redo.due.discard(req)
     for token in output:
         req.output_ids.append(token)
         if req.memento.observe(req.output_ids):
-            world.runtime.due.add(req)
+            world.runtime.redo.due.add(req)
             world.evict_now(req)
-            world.runtime.replaying.discard(req)
         assert world.compute(req, len(req.ids) - 1)
         world.check()

@@ -9,16 +9,16 @@ import pytest
 pytest.importorskip("numpy")
 
 from memento_sgl.admission.forecast import (
+    BlockStats,
+    Estimate,
     Forecast,
-    Outlook,
     Retry,
-    Rhythm,
     tokens_ahead,
     until_closed,
 )
 
 
-def simulate(requests: list[Outlook]) -> int:
+def simulate(requests: list[Estimate]) -> int:
     """Highest number of slots taken at once, one token of each request at a time."""
     peak = 0
     for step in range(int(max(r.ahead for r in requests)) + 1):
@@ -36,10 +36,10 @@ def simulate(requests: list[Outlook]) -> int:
 
 
 def test_without_blocks_it_is_what_sglang_reserves() -> None:
-    running = [Outlook(300.0), Outlook(20.5), Outlook(0.0)]
+    running = [Estimate(300.0), Estimate(20.5), Estimate(0.0)]
     assert Forecast(running).peak == pytest.approx(320.5)
     assert Forecast([]).peak == 0
-    assert Forecast(running).peak_with(Outlook(900.0, need=60, peak_need=60)) == pytest.approx(
+    assert Forecast(running).peak_with(Estimate(900.0, need=60, peak_need=60)) == pytest.approx(
         1280.5
     )
 
@@ -48,7 +48,7 @@ def test_without_blocks_it_is_what_sglang_reserves() -> None:
 def test_a_forecast_is_never_below_the_simulation_and_not_far_above(seed: int) -> None:
     rng = random.Random(seed)
     requests = [
-        Outlook(
+        Estimate(
             ahead=rng.randint(100, 700),
             cycle=60,
             gone=48,
@@ -64,14 +64,14 @@ def test_a_forecast_is_never_below_the_simulation_and_not_far_above(seed: int) -
 
 def test_requests_in_different_places_of_their_blocks_need_less_than_together() -> None:
     def peak(spread: int) -> float:
-        return Forecast([Outlook(80, 80, 70, opened=spread * i) for i in range(8)]).peak
+        return Forecast([Estimate(80, 80, 70, opened=spread * i) for i in range(8)]).peak
 
     assert peak(10) < 0.75 * peak(0)
 
 
 def test_a_known_end_gives_its_slots_to_the_others() -> None:
-    ending = Outlook(100, 50, 40, frees=300)
-    lasting = Outlook(1000, 50, 40)
+    ending = Estimate(100, 50, 40, frees=300)
+    lasting = Estimate(1000, 50, 40)
     alone = Forecast([lasting]).peak
     assert Forecast([ending, lasting]).peak < alone
     assert Forecast([ending._replace(frees=None), lasting]).peak > alone
@@ -79,7 +79,7 @@ def test_a_known_end_gives_its_slots_to_the_others() -> None:
 
 def test_adding_one_by_one_is_the_same_as_all_at_once() -> None:
     rng = random.Random(1)
-    requests = [Outlook(rng.randint(50, 900), 60, 40, rng.randrange(60)) for _ in range(20)]
+    requests = [Estimate(rng.randint(50, 900), 60, 40, rng.randrange(60)) for _ in range(20)]
     grown = Forecast(requests[:5], 10.0)
     for request in requests[5:]:
         expected = grown.peak_with(request)
@@ -89,13 +89,13 @@ def test_adding_one_by_one_is_the_same_as_all_at_once() -> None:
 
 
 def test_deviation_is_reserved_by_its_square_root() -> None:
-    requests = [Outlook(100, 50, 40)] * 16 + [Outlook(100)] * 9
+    requests = [Estimate(100, 50, 40)] * 16 + [Estimate(100)] * 9
     assert Forecast(requests, 10.0).peak - Forecast(requests).peak == pytest.approx(80)
 
 
 def test_a_block_that_is_late_takes_as_long_again() -> None:
     assert [until_closed(100, opened) for opened in (0, 60, 100, 150, 400)] == [100, 40, 0, 50, 300]
-    never = [Forecast([Outlook(2000, 100, 80, opened)]).peak for opened in (0, 400, 1500)]
+    never = [Forecast([Estimate(2000, 100, 80, opened)]).peak for opened in (0, 400, 1500)]
     assert never == sorted(never)
 
 
@@ -107,25 +107,25 @@ def test_the_open_block_is_always_reserved() -> None:
 
 
 def test_a_prefill_in_segments_counts_with_its_highest_row() -> None:
-    newcomer = Outlook(10, 100, 80, need=40, peak_need=300)
-    assert Forecast([newcomer]).peak == 300
-    assert Forecast([newcomer._replace(peak_need=41)]).peak == 50
+    waiting = Estimate(10, 100, 80, need=40, peak_need=300)
+    assert Forecast([waiting]).peak == 300
+    assert Forecast([waiting._replace(peak_need=41)]).peak == 50
 
 
-def test_a_rhythm_trusts_many_blocks_more_than_few_and_follows_the_traffic() -> None:
-    rhythm = Rhythm()
+def test_block_stats_trust_many_blocks_more_than_few_and_follows_the_traffic() -> None:
+    block_stats = BlockStats()
     deviations = []
     for _ in range(40):
-        rhythm.learn(120, 100)
-        deviations.append(rhythm.deviation)
-    assert (rhythm.count, rhythm.cycle, rhythm.gone) == (40, 120, 100)
+        block_stats.learn(120, 100)
+        deviations.append(block_stats.deviation)
+    assert (block_stats.count, block_stats.cycle, block_stats.gone) == (40, 120, 100)
     assert deviations[0] == 120
     assert deviations == sorted(deviations, reverse=True)
     assert deviations[-1] < 20
     for _ in range(2000):
-        rhythm.learn(60, 40)
-    assert rhythm.cycle == pytest.approx(60, abs=1)
-    assert rhythm.gone == pytest.approx(40, abs=1)
+        block_stats.learn(60, 40)
+    assert block_stats.cycle == pytest.approx(60, abs=1)
+    assert block_stats.gone == pytest.approx(40, abs=1)
 
 
 def test_evictions_ask_for_admission_now_and_then_and_whenever_much_was_learned() -> None:

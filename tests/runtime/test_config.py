@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from memento_sgl.errors import ConfigError, MarkerError, RequestError
-from memento_sgl.request.state import Settings, check_options
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
 from memento_sgl.rule.config import LARGEST, Limits, MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds, resolve_markers
 
@@ -156,7 +157,7 @@ def test_contradictory_emission(
 
 def flags(*argv: str) -> argparse.Namespace:
     pytest.importorskip("torch")
-    from memento_sgl.serve.arguments import add_flags
+    from memento_sgl.serve.memento_flags import add_flags
 
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -164,7 +165,7 @@ def flags(*argv: str) -> argparse.Namespace:
 
 
 def parsed(*argv: str) -> MementoConfig | None:
-    from memento_sgl.serve.arguments import config_from_flags
+    from memento_sgl.serve.memento_flags import config_from_flags
 
     return config_from_flags(flags(*argv))
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
 from memento_sgl.offline.reference import constrained
-from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.emission import Emit, Structure, permitted, situation, special_tokens
 from memento_sgl.rule.machine import BlockMachine

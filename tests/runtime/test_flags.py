@@ -17,7 +17,7 @@ from sglang.srt.server_args import ServerArgs
 
 from memento_sgl.errors import ConfigError
 from memento_sgl.rule.config import MementoConfig
-from memento_sgl.serve.arguments import enable, refuse_flags
+from memento_sgl.serve.arguments import enable
 from memento_sgl.serve.flags import (
     IRRELEVANT,
     REFUSED,
@@ -28,6 +28,7 @@ from memento_sgl.serve.flags import (
     flag,
     page,
 )
+from memento_sgl.serve.refuse import refuse_flags
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {field.name: field for field in msgspec.structs.fields(ServerArgs)}

@@ -63,7 +63,7 @@ def test_a_waiting_request_is_matched_once_while_the_tree_stays() -> None:
     runner = world.live[0]
     runner.output_ids.append(4)
     assert runner.memento.observe(runner.output_ids)
-    world.runtime.due.add(runner)
+    world.runtime.redo.due.add(runner)
     world.evict_now(runner)  # its own rows: the tree has nothing of that block
     world.match(waiting)
     assert len(walked) == 1

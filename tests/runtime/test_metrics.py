@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from memento_sgl.observe.debug_lines import DebugSink
 from memento_sgl.observe.metrics import METRICS, PREFIX, Metrics
-from memento_sgl.observe.watch import TREE_COUNTS, Observers, observers_of
+from memento_sgl.observe.metrics_sink import TREE_COUNTS, MetricsSink
+from memento_sgl.observe.observers import Observers, observers_of
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.emission import NO_STRUCTURE
 
@@ -93,9 +96,10 @@ def test_the_gauge_sums_and_the_tree_is_read_once(
     recorded: tuple[Metrics, list[tuple[Any, ...]]],
 ) -> None:
     metrics, calls = recorded
-    observers = Observers(metrics, None, False, NO_STRUCTURE)
+    sink = MetricsSink(metrics)
+    observers = Observers([sink], NO_STRUCTURE)
     for change in (30, 0, 12, -30):
-        observers.saved(change)
+        sink.saved(change)
     assert calls == [("saved_kv_tokens", 30), ("saved_kv_tokens", 42), ("saved_kv_tokens", 12)]
     calls.clear()
     tree = SimpleNamespace(**dict.fromkeys(TREE_COUNTS, 0))
@@ -138,10 +142,10 @@ def test_nobody_observes_unless_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "t").exists()
     only_metrics = observers(asked, metrics=True, tp_rank=1)
     assert only_metrics is not None
-    assert only_metrics.metrics is not None
-    assert (only_metrics.traces, only_metrics.debug) == (None, False)
+    assert [type(sink) for sink in only_metrics.sinks] == [MetricsSink]
+    assert not only_metrics.at_once
     rest = observers(asked, metrics=False, dp_rank=1)
     assert rest is not None
-    assert rest.traces is not None
-    assert (rest.metrics, rest.debug) == (None, True)
+    assert [type(sink) for sink in rest.sinks] == [TraceSink, DebugSink]
+    assert rest.at_once
     assert (tmp_path / "t").is_dir()

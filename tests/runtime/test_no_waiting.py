@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from memento_sgl.engine import runtime, staging
 from memento_sgl.engine.eviction import evict_running
-from memento_sgl.request.state import RequestState, Settings
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.markers import MarkerIds
 
@@ -130,17 +131,17 @@ def test_no_part_of_a_step_waits(waits: Waits, page: int, monkeypatch: pytest.Mo
     config = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
     state = runtime.Runtime(Settings(config, MARKERS))
     monkeypatch.setattr(runtime, "_current", state)
-    monkeypatch.setattr(state, "move_kv", lambda target, source: None)
-    state._scheduler = SimpleNamespace(
+    monkeypatch.setattr(state.scheduler, "move_kv", lambda target, source: None)
+    state.scheduler._scheduler = SimpleNamespace(
         future_map=SimpleNamespace(
             output_tokens_buf=torch.zeros(4, dtype=torch.int64, device=DEVICE)
         ),
         enable_overlap=False,
         model_config=SimpleNamespace(vocab_size=VOCABULARY),
+        req_to_token_pool=(batch := make_batch(page)).req_to_token_pool,
     )
-    state.offsets = torch.zeros(4, dtype=torch.int64, device=DEVICE)
-    state.evicting = True
-    batch = make_batch(page)
+    state.positions.attach(state.scheduler.table)
+    state.positions.evicting = True
     slots = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     logits = SimpleNamespace(next_token_logits=torch.zeros(2, VOCABULARY, device=DEVICE))
     forward = SimpleNamespace(
@@ -148,16 +149,15 @@ def test_no_part_of_a_step_waits(waits: Waits, page: int, monkeypatch: pytest.Mo
         req_pool_indices=slots,
         forward_mode=SimpleNamespace(is_extend=lambda: False),
     )
-    state._constrain(batch.reqs, [1, 2], [req.memento for req in batch.reqs])  # made once
-    assert state.automaton is not None
+    state.emission.place(batch.reqs)  # made once
+    assert state.emission.automaton is not None
     with waits:
         state.place(batch)
-        state.due.update(batch.reqs)
-        state.voided.update(batch.reqs)
+        state.redo.due.update(batch.reqs)
         evict_running(state, batch)
-        assert len(state.replaying) == 2
+        assert len(state.redo.replaying) == 2
         state.feed_replays(batch)
-        state.reread.update(batch.reqs)
+        state.redo.reread.update(batch.reqs)
         around_cumulate(lambda batch: None, batch)
         after_init_new(forward)
         around_sample(lambda *args: slots, None, logits, forward)

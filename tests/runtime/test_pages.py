@@ -183,7 +183,7 @@ def test_no_room_for_a_copy_changes_nothing() -> None:
             assert world.compute(first, len(first.ids) - 1)
     assert not world.tree.evict_shared(first, 4, 11, end + 2, end + 2)
     assert torch.equal(row[:end], world.rows.req_to_token[first.kv.req_pool_idx, :end])
-    world.runtime.due.add(first)
+    world.runtime.redo.due.add(first)
     world.evict_now(first)
     assert world.parked == 1
     assert world.waiting == [first]  # it was retracted

@@ -20,7 +20,7 @@ from memento_sgl.cache.key import LONGEST, encode_point, is_block_start
 from memento_sgl.engine.integrity import tree_slots
 from memento_sgl.errors import ConfigError
 from memento_sgl.rule.machine import Eviction
-from memento_sgl.serve import arguments as serving
+from memento_sgl.serve.refuse import refuse_context
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -219,9 +219,9 @@ def test_a_reset_forgets_revived_blocks() -> None:
 
 
 def test_a_context_longer_than_keys_is_refused_at_launch() -> None:
-    serving.refuse_context(LONGEST - 1)
+    refuse_context(LONGEST - 1)
     with pytest.raises(ConfigError, match="lower --context-length"):
-        serving.refuse_context(LONGEST)
+        refuse_context(LONGEST)
 
 
 def test_revived_blocks_go_before_anything_else() -> None:

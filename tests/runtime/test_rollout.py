@@ -46,6 +46,19 @@ def made(**options: Any) -> RolloutRecord:
     return RolloutRecord.from_generate(answer(config), PROMPT, MARKERS, config=config)
 
 
+def test_a_record_says_which_weights_sampled_which_tokens() -> None:
+    assert made().weight_versions == []
+    spans = [
+        {"version": "6", "start": 0, "end": 2},
+        {"version": "7", "start": 2, "end": len(OUTPUT)},
+    ]
+    config = MementoConfig.parse(FREE)
+    told = answer(config, weight_versions=spans)
+    record = RolloutRecord.from_generate(told, PROMPT, MARKERS, config=config)
+    assert record.weight_versions == [("6", 0, 2), ("7", 2, len(OUTPUT))]
+    assert RolloutRecord.parse(record.model_dump_json()) == record
+
+
 def test_a_record_says_what_happened() -> None:
     record = made()
     assert record.block_spans == [(3, 5), (11, 12)]

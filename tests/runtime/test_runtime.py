@@ -11,8 +11,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point
-from memento_sgl.engine.runtime import Runtime, logical_lengths
-from memento_sgl.request.state import RequestState, Settings, check_options
+from memento_sgl.engine.positions import logical_lengths
+from memento_sgl.engine.runtime import Runtime
+from memento_sgl.request.overrides import check_options
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.machine import Eviction
 from memento_sgl.rule.markers import MarkerIds
@@ -62,16 +65,21 @@ class Request:
 def make_runtime() -> Runtime:
     config = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
     runtime = Runtime(Settings(config, MARKERS))
-    buffer = torch.full((4,), -1)
-    runtime._scheduler = SimpleNamespace(
-        future_map=SimpleNamespace(output_tokens_buf=buffer), result_queue=[], enable_overlap=False
+    table = torch.zeros(4, 8, dtype=torch.int32)
+    runtime.scheduler._scheduler = SimpleNamespace(
+        future_map=SimpleNamespace(output_tokens_buf=torch.full((4,), -1)),
+        result_queue=[],
+        enable_overlap=False,
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        model_config=SimpleNamespace(vocab_size=10, context_len=100),
     )
+    runtime.positions.attach(table)
     return runtime
 
 
 def read_next(runtime: Runtime, *reqs: Any) -> list[int]:
     """What the next decode step reads in each slot; -1: what it would have read anyway."""
-    buffer = runtime._scheduler.future_map.output_tokens_buf.fill_(-1)
+    buffer = runtime.scheduler._scheduler.future_map.output_tokens_buf.fill_(-1)
     runtime.feed_replays(SimpleNamespace(reqs=list(reqs)))
     found: list[int] = buffer.tolist()
     return found
@@ -81,17 +89,17 @@ def test_a_step_in_flight_is_ignored_and_done_again() -> None:
     runtime, other = make_runtime(), Request([9], [9], restart=False, slot=1)
     req = Request(TOKENS[:6], [], restart=False, slot=2)
     batch = SimpleNamespace(reqs=[other, req])
-    runtime._scheduler.result_queue = [(batch, None)]
+    runtime.scheduler._scheduler.result_queue = [(batch, None)]
     req.output_ids.append(TOKENS[6])
     runtime.observe(batch, [])
-    assert runtime.due == runtime.voided == {req}
-    runtime.rewind(req, req.memento.apply())
+    assert (runtime.redo.due, runtime.redo.voided) == ({req}, {req: 1})
+    runtime.redo.rewind(req, req.memento.apply())
     assert runtime.take_voided(SimpleNamespace(reqs=[other])) == []
     assert runtime.take_voided(batch) == [req]
     assert runtime.take_voided(batch) == []
     assert read_next(runtime, other, req) == [-1, -1, MARKERS.summary_end, -1]
     assert read_next(runtime, other, req) == [-1] * 4
-    assert not runtime.replaying
+    assert not runtime.redo.replaying
 
 
 @pytest.mark.parametrize("prompt_len", [2, 5, 6])
@@ -100,7 +108,7 @@ def test_a_restarted_memento_is_read_again_token_by_token(prompt_len: int) -> No
     runtime = make_runtime()
     req = Request(TOKENS[:prompt_len], TOKENS[prompt_len:7], restart=True, slot=3)
     batch = SimpleNamespace(reqs=[req])
-    runtime.rewind(req, req.memento.apply())
+    runtime.redo.rewind(req, req.memento.apply())
     steps = []
     for _ in range(3):
         ignored = runtime.take_voided(batch)
@@ -111,13 +119,13 @@ def test_a_restarted_memento_is_read_again_token_by_token(prompt_len: int) -> No
 
 def test_forgetting_leaves_nothing_applied_nothing_waiting() -> None:
     runtime, req = make_runtime(), Request(TOKENS[:5], TOKENS[5:7], restart=True)
-    runtime.due.add(req)
-    runtime.rewind(req, req.memento.apply())
+    runtime.redo.due.add(req)
+    runtime.redo.rewind(req, req.memento.apply())
     assert req.memento.evicted
     runtime.forget(req)
     state = req.memento
-    assert (state.applied, state.evicted, state.void, state.replay) == (0, 0, 0, None)
-    assert not runtime.due | runtime.voided | runtime.replaying
+    assert (state.applied, state.evicted) == (0, 0)
+    assert not runtime.redo.holds(req)
     assert state.visible(list(TOKENS)) == TOKENS
     assert state.next_eviction == Eviction(6, 1, 4, 4)
 
@@ -151,11 +159,9 @@ def test_a_prefix_loses_its_span_without_a_tree(
 
 def test_the_automaton_rests_while_nobody_is_constrained() -> None:
     runtime = make_runtime()
-    runtime._scheduler.model_config = SimpleNamespace(vocab_size=10)
-    runtime.offsets = torch.zeros(4, dtype=torch.int64)
     plain, strict = (Request([9], [9], restart=False, slot=slot) for slot in (1, 2))
     options = RequestOptions(max_block_tokens=1)
-    strict.memento = RequestState([9], runtime.config, MARKERS, options)
+    strict.memento = RequestState([9], runtime.settings.config, MARKERS, options)
 
     def place(*reqs: Request) -> None:
         batch = SimpleNamespace(reqs=reqs)
@@ -165,29 +171,29 @@ def test_the_automaton_rests_while_nobody_is_constrained() -> None:
 
     def may_follow(slot: int, *tokens: int) -> int:
         """How many tokens may be sampled behind these."""
-        assert runtime.automaton is not None
+        assert runtime.emission.automaton is not None
         slots = torch.tensor([slot])
         for token in tokens:
-            runtime.automaton.advance(slots, torch.tensor([token]))
+            runtime.emission.automaton.advance(slots, torch.tensor([token]))
         logits = torch.zeros(1, 10)
-        runtime.automaton.constrain(slots, logits)
+        runtime.emission.automaton.constrain(slots, logits)
         return int((logits == 0).sum())
 
     place(plain)
-    assert runtime.automaton is None
+    assert runtime.emission.automaton is None
     place(strict)
     assert may_follow(2, 9, MARKERS.block_start, 9) == 1
     assert may_follow(1, 9, MARKERS.block_start, 9) == 10
     del strict  # SGLang has forgotten it
-    assert runtime.automaton is None
+    assert runtime.emission.automaton is None
     place(plain)
     again = Request([9], [9], restart=False, slot=1)
-    again.memento = RequestState([9], runtime.config, MARKERS, options)
+    again.memento = RequestState([9], runtime.settings.config, MARKERS, options)
     place(again)
     assert may_follow(1, MARKERS.block_start, 9) == 1
     assert may_follow(2, 9, MARKERS.block_start, 9) == 10  # of the slot's earlier owner
     runtime.forget(again)
-    assert runtime.automaton is None
+    assert runtime.emission.automaton is None
 
 
 def test_the_length_of_a_prompt_with_evictions_is_counted_once() -> None:
@@ -240,8 +246,8 @@ def test_a_session_is_checked_where_its_joined_prompt_is_known() -> None:
         assert says in req.refused, (prompt, options)
         assert bool(req.refused) == bool(says)
         assert state.prompt_len == len(req.origin_input_ids)
-        # At the door only this turn's own tokens are known.
-        settings = Settings(config, runtime.markers)
+        # On its way in only this turn's own tokens are known.
+        settings = Settings(config, runtime.settings.markers)
         if "needs" not in says:
             check_options({"memento": options}, None, settings)
 
@@ -271,13 +277,13 @@ def test_embeddings_hold_no_markers() -> None:
 @pytest.mark.parametrize("foreseen", [True, False])
 def test_a_truncated_prompt_has_a_state_of_its_length(foreseen: bool) -> None:
     pytest.importorskip("sglang")
-    from memento_patches.limits import around_validate_input_length
+    from memento_patches.lengths import around_validate_input_length
 
     runtime = make_runtime()
-    runtime.config = runtime.config.model_copy(update={"foresee_evictions": foreseen})
-    runtime._scheduler.max_req_len = runtime._scheduler.max_total_num_tokens = 100
-    runtime._scheduler.max_req_input_len = 99
-    runtime._scheduler.model_config = SimpleNamespace(context_len=100)
+    runtime.admission.foresees = foreseen
+    scheduler = runtime.scheduler._scheduler
+    scheduler.max_req_len = scheduler.max_total_num_tokens = 100
+    scheduler.max_req_input_len = 99
     req: Any = Arriving(TOKENS[1:7] * 3)
     req.memento = runtime.new_request(req)
     assert len(req.memento.machine.evictions) == 3

@@ -73,6 +73,8 @@ def test_a_retracted_request_is_computed_again(trainer: Trainer) -> None:
     for stream, row in zip(streams, rows, strict=True):
         assert row is not None
         assert 80 < row - len(stream.ids) < 499
+    for stream in streams:
+        trainer.assert_told(stream, "A", "B", kept=False)
     trainer.generate("B", jobs)
     trainer.load("A")
     trainer.generate("A", [*jobs, *shared])
@@ -104,6 +106,7 @@ def test_in_place_keeps_old_kv_in_the_request_alone(trainer: Trainer) -> None:
         row = trainer.switched(stream, "A", "B", kept=True)
         assert row is not None
         assert 80 < row - len(stream.ids) < 499
+        trainer.assert_told(stream, "A", "B", kept=True)
     answers = [stream.finish() for stream in streams]
     trainer.generate("B", [*jobs, *continued(jobs, answers, 190), *early])
 

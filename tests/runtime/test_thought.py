@@ -106,7 +106,7 @@ def test_the_detector_streams_what_it_parses(
     chunks: list[str], stream: bool, nonempty: bool, opened: bool
 ) -> None:
     pytest.importorskip("sglang")
-    from memento_sgl.serve.reasoning import MementoDetector
+    from memento_sgl.serve.reasoning_parser import MementoDetector
 
     def detector() -> MementoDetector:
         new = MementoDetector(stream_reasoning=stream, force_nonempty_content=nonempty)

@@ -16,7 +16,12 @@ from typer.testing import CliRunner
 
 from memento_sgl.cli.app import app
 from memento_sgl.errors import ConfigError, DataError
+from memento_sgl.observe.debug_lines import plain
+from memento_sgl.observe.metrics_sink import MetricsSink
+from memento_sgl.observe.observers import Observers
+from memento_sgl.observe.sink import Sink
 from memento_sgl.observe.trace.build import Finished, build_trace, thin_curve
+from memento_sgl.observe.trace.entries import TraceSink
 from memento_sgl.observe.trace.export import chrome_trace
 from memento_sgl.observe.trace.schema import (
     MAX_BYTES,
@@ -35,7 +40,7 @@ from memento_sgl.observe.trace.writer import (
     file_name,
     own_files,
 )
-from memento_sgl.observe.watch import Observers, Watch, plain
+from memento_sgl.observe.watch import Watch
 from memento_sgl.request.state import RequestState
 from memento_sgl.rule.accounting import account
 from memento_sgl.rule.config import MementoConfig, RequestOptions
@@ -68,7 +73,10 @@ def live(
 ) -> Finished:
     """A request that ran block by block, as the runtime tells its watch."""
     collector: Any = Collector()
-    observers = Observers(metrics, collector, False, Structure((), ()))
+    sinks: list[Sink] = [TraceSink(collector)]
+    if metrics is not None:
+        sinks.append(MetricsSink(metrics))
+    observers = Observers(sinks, Structure((), ()))
     state = RequestState([0] * prompt, CONFIG, MARKERS, RequestOptions())
     state.watch = Watch(observers, rid, state)
     state.watch.placed(0, more_to_prefill=False)

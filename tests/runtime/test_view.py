@@ -222,7 +222,7 @@ def test_hostile_text_stays_text(replayer: Replayer, tmp_path: Path) -> None:
     page.add(drawn(Trace(EVIL, EVIL, f"<|block_start|>{EVIL}<|block_end|>"), replayer))
     page.write(tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert text.count("<script") == text.count("</script>") == 4
+    assert text.count("<script") == text.count("</script>") == 5
     data = text.split('id="data">')[1].split("</script>")[0]
     assert not set("<>&") & set(data)
     assert json.loads(data)["requests"][0]["name"] == EVIL

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, needs_browser
+from browser import LEAST_CONTRAST, chromium, contrasts, needs_browser, search_for
 
 from memento_sgl.demo import MODEL_DIR
 from memento_sgl.demo.task import held_out
@@ -22,6 +22,7 @@ from memento_sgl.rule.config import MementoConfig
 pytestmark = needs_browser
 EVIL = '</script><script>window.owned=1</script><img src=x onerror="window.owned=2"><b>\u2028'
 Opened = Callable[..., Any]
+PHONE = {"width": 390, "height": 844}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_blocks_fold_by_click_and_by_keyboard(opened: Opened) -> None:
     tab.evaluate("document.querySelectorAll('.unit')[1].style.width = '160px'")
     second.click()
     assert expanded(tab, "block") == [False, True, False, False]
-    assert body.bounding_box()["height"] > folded * 1.5
+    assert body.bounding_box()["height"] > folded + 30
     second.click()
     assert expanded(tab, "block") == [False] * 4
     tab.mouse.click(5, 5)
@@ -268,6 +269,111 @@ def test_dark_and_light(opened: Opened) -> None:
     assert dark.evaluate(ground) == bright
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast(opened: Opened, scheme: str) -> None:
+    tab = opened(problem(4), color_scheme=scheme)
+    tab.locator("[data-fold=block]").first.press("Enter")
+    every = ".part, .title, .soft, .cut, .label, .readout, td, th, h1, button"
+    assert tab.locator(".part.gone:visible").count() > 0
+    assert min(contrasts(tab, every)) >= LEAST_CONTRAST
+    previews = contrasts(tab, ".fold.gone", "::after")
+    assert len(previews) == 4
+    assert min(previews) >= LEAST_CONTRAST
+
+
+def test_a_phone(opened: Opened) -> None:
+    for count in (1, 3):
+        tab = opened(*(problem(8, number) for number in range(count)))
+        tab.set_viewport_size(PHONE)
+        frame(tab)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        room = tab.locator("#requests").bounding_box()
+        for node in tab.locator(".request").all():
+            assert node.bounding_box()["width"] <= room["width"] <= PHONE["width"]
+            assert node.evaluate("node => node.scrollWidth - node.clientWidth") <= 0
+            for part in (".chart", ".flow"):
+                assert node.locator(part).bounding_box()["width"] <= room["width"]
+            assert node.locator(".flow").bounding_box()["height"] > PHONE["height"] / 2
+    for button in tab.locator("header button, header input").all():
+        box = button.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= PHONE["width"]
+
+
+AXES = """([width, most]) => {
+  const chart = new Chart({name: "", curve: [[0, 1], [most - 1, most]], parts: []}, null, null);
+  Object.assign(chart.node.style, {width: `${width}px`, height: "200px"});
+  document.body.append(chart.node);
+  chart.draw(most);
+  const frame = chart.svg.getBoundingClientRect();
+  const labels = [...chart.svg.querySelectorAll("text")].map(node => {
+    const box = node.getBoundingClientRect();
+    return [node.textContent, box.left - frame.left, box.right - frame.left, box.top, box.bottom];
+  });
+  chart.node.remove();
+  return labels;
+}"""
+
+
+@pytest.mark.parametrize("most", [9, 999, 9_999, 10_000, 32_768, 1_000_000, 1_048_576, 25_000_000])
+def test_labels_of_the_axes_are_readable(opened: Opened, most: int) -> None:
+    tab = opened(problem(2))
+    for width in (280, 352, 600, 1200):
+        labels = tab.evaluate(AXES, [width, most])
+        assert len(labels) >= 4
+        for text, left, right, *_ in labels:
+            assert 0 <= left < right <= width, (text, width)
+            assert len(text) <= 5
+        for number, (text, left, right, top, bottom) in enumerate(labels):
+            for other in labels[:number]:
+                apart = right + 3 < other[1] or other[2] + 3 < left
+                assert apart or bottom < other[3] + 3 or other[4] < top + 3, (text, other[0], width)
+    if most == 1_000_000:
+        assert {"0", "500K", "1M"} <= {label[0] for label in labels}
+
+
+def test_the_browsers_search_unfolds_what_it_finds(opened: Opened) -> None:
+    tab = opened(problem(6))
+    third = held_out(1, sizes=[6])[0].output.split("<|block_start|>")[3].split("=")[0]
+    search_for(tab, third)
+    tab.wait_for_selector("[data-fold=block][aria-expanded=true]")
+    assert expanded(tab, "block") == [False, False, True, False, False, False]
+
+
+def test_search_goes_through_all_places(opened: Opened) -> None:
+    tab = opened(problem(6), problem(6, 1))
+    tab.keyboard.press("/")
+    tab.keyboard.type("BLOCK_START|>")  # as text, in any case; letters are no commands here
+    places = tab.locator("#places")
+    assert places.text_content() == "12 found"
+    assert expanded(tab, "block") == [False] * 12
+    marked = "name => [...CSS.highlights.get(name)].map(range => range.toString())"
+    assert tab.evaluate(marked, "found") == ["block_start|>"] * 12
+    for number in range(8):
+        tab.keyboard.press("Enter")
+        assert places.text_content() == f"{number + 1} of 12"
+    assert expanded(tab, "block") == [True] * 8 + [False] * 4
+    assert tab.evaluate(marked, "here") == ["block_start|>"]
+    box = tab.evaluate(
+        "() => { const {top, bottom} = [...CSS.highlights.get('here')][0].getBoundingClientRect();"
+        " const flow = View.active.flow.getBoundingClientRect();"
+        " return [flow.top <= top, bottom <= flow.bottom, View.active.data.name]; }"
+    )
+    assert box == [True, True, "p1"]
+    assert tab.locator(".spot:visible").count() == 1
+    for _ in range(8):
+        tab.keyboard.press("Shift+Enter")
+    assert places.text_content() == "12 of 12"
+    tab.locator(".chip").first.click()
+    assert places.text_content() == "6 found"
+    tab.locator("#search").fill("no such text (")
+    assert places.text_content() == "0 found"
+    tab.keyboard.press("Escape")
+    assert places.text_content() == ""
+    assert tab.evaluate(marked, "found") == []
+    tab.keyboard.press("e")
+    assert expanded(tab, "block") == [True] * 6
+
+
 def test_several_requests_side_by_side(opened: Opened) -> None:
     tab = opened(*(problem(size, number) for number, size in enumerate((2, 3, 8, 2))))
     assert tab.locator(".request").count() == 3
@@ -351,7 +457,7 @@ def test_hostile_text_is_only_text(opened: Opened) -> None:
     tab = opened(Trace(EVIL, EVIL, text))
     assert tab.evaluate("() => window.owned") is None
     assert tab.locator("img, b, iframe").count() == 0
-    assert tab.locator("script").count() == 4
+    assert tab.locator("script").count() == 5
     shown = "".join(tab.locator(".part").all_text_contents())
     assert shown == EVIL + text
     assert EVIL in tab.locator(".request").get_attribute("aria-label")

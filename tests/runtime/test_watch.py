@@ -9,8 +9,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memento_sgl.observe.debug_lines import DebugSink
+from memento_sgl.observe.metrics_sink import MetricsSink
+from memento_sgl.observe.observers import Observers
+from memento_sgl.observe.sink import Sink
 from memento_sgl.observe.trace.build import build_trace
-from memento_sgl.observe.watch import Observers, Watch
+from memento_sgl.observe.trace.entries import TraceSink
+from memento_sgl.observe.watch import Watch
 from memento_sgl.request.state import RequestState
 from memento_sgl.rule.config import MementoConfig, RequestOptions
 from memento_sgl.rule.emission import Structure
@@ -49,11 +54,16 @@ class Log:
         self.finished.append(request)
 
 
+def followed(state: RequestState, *sinks: Sink) -> Watch:
+    return Watch(Observers(sinks, Structure((), ())), "r", state)
+
+
 def play(prompt: list[int], output: list[tuple[int, str]], *, at_once: bool) -> Log:
     """A request, token by token; with each token what else happens to it after that step."""
     log: Any = Log()
     state = RequestState(prompt, CONFIG, MARKERS, RequestOptions())
-    watch = state.watch = Watch(Observers(log, log, at_once, Structure((), ())), "r", state)
+    sinks = [MetricsSink(log), TraceSink(log), *([DebugSink()] if at_once else [])]
+    watch = state.watch = followed(state, *sinks)
     watch.placed(0, more_to_prefill=False)
     so_far: list[int] = []
     for token, also in output:
@@ -122,7 +132,7 @@ def test_what_no_memento_follows_is_told_at_the_end() -> None:
 def test_blocks_are_counted_as_soon_as_they_close() -> None:
     log: Any = Log()
     state = RequestState([], CONFIG, MARKERS, RequestOptions())
-    state.watch = Watch(Observers(log, None, False, Structure((), ())), "r", state)
+    state.watch = followed(state, MetricsSink(log))
     state.observe(CYCLE[:-1])
     assert log.totals["blocks_total", "output"] == 0
     state.observe(CYCLE)
@@ -134,7 +144,7 @@ def test_a_step_voided_before_its_eviction_is_not_in_the_curve() -> None:
     """A prefill may come between the two."""
     log: Any = Log()
     state = RequestState([], CONFIG, MARKERS, RequestOptions())
-    watch = state.watch = Watch(Observers(None, log, False, Structure((), ())), "r", state)
+    watch = state.watch = followed(state, TraceSink(log))
     state.observe(CYCLE)
     watch.voided()
     watch.evicted(state.apply(), decoding=True)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from memento_frontend.answers_file import AnswersFile, Item
+from memento_frontend.asking import Asking
 from memento_frontend.client import Client, Question
 from memento_frontend.collect import ReasoningBuilder
 from memento_frontend.evaluation.questions import EvalQuestion
@@ -127,7 +116,7 @@ def evaluate(
         earlier = answers.keep(items, retry_failed=retry_failed)
         todo = [item for item in items if item.id not in earlier]
         if todo:
-            _Asking(settings, answers, len(items), progress).all(todo)
+            _Run(settings, answers, len(items), progress).all(todo)
     return grade_file(questions, out, settings)
 
 
@@ -154,16 +143,14 @@ def grade_file(
     }
 
 
-class _Asking:
-    """Threads that ask and write what they get."""
+class _Run:
+    """The attempts of one run: what is asked, and what is written."""
 
     def __init__(
         self, settings: EvalSettings, answers: AnswersFile, total: int, progress: bool
     ) -> None:
         self._settings = settings
         self._answers = answers
-        self._total = total
-        self._stopping = threading.Event()
         self._failed_in_a_row = 0
         self._clients = {arm.name: Client(self._question(arm)) for arm in settings.arms}
         for client in self._clients.values():
@@ -172,17 +159,7 @@ class _Asking:
             name: request_config(client.server_options(), client.question)
             for name, client in self._clients.items()
         }
-        self._bar = Progress(
-            TextColumn("attempts"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[failed]} failed"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not progress,
-        )
-        self._task = self._bar.add_task("attempts", total=total, failed=answers.failed)
+        self._asking = Asking("attempts", answers, total, progress=progress)
 
     def _question(self, arm: Arm) -> Question:
         settings = self._settings
@@ -200,39 +177,24 @@ class _Asking:
 
     def all(self, items: Sequence[Item]) -> None:
         """Ask; on Ctrl-C or a lost server keep what is finished."""
-        self._show()
-        with self._bar, ThreadPoolExecutor(self._settings.concurrency) as pool:
-            futures: list[Future[None]] = [pool.submit(self._one, item) for item in items]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                self._stopping.set()
-                for future in futures:
-                    future.cancel()
-                raise
+        self._asking.all(self._one, items, self._settings.concurrency)
 
     def _one(self, item: Item) -> None:
-        if self._stopping.is_set():
-            return
         try:
             found = self._ask(item)
         except ServerError as error:
             self._answers.add(item, error=str(error))
             self._failed_in_a_row += 1
             if self._failed_in_a_row >= FAILURES_IN_A_ROW:
-                done = self._answers.answered + self._answers.failed
                 raise StoppedError(
                     f"{self._failed_in_a_row} requests failed in a row, the last one: {error}; "
-                    f"{done} of {self._total} attempts are done: mend it and give the same command "
-                    "with --retry-failed"
+                    f"{self._asking.done} of {self._asking.total} attempts are done: mend it and "
+                    "give the same command with --retry-failed"
                 ) from None
         else:
             if found is not None:
                 self._failed_in_a_row = 0
                 self._answers.add(item, vote=majority([found]))
-        self._show()
 
     def _ask(self, item: Item) -> Reasoning | None:
         name = item.id.partition("/")[0]
@@ -240,7 +202,7 @@ class _Asking:
         parser, builder = OpenAIParser(self._configs[name]), ReasoningBuilder()
         with closing(client.stream()) as chunks:
             for chunk in chunks:
-                if self._stopping.is_set():
+                if self._asking.stopping.is_set():
                     return None
                 for event in parser.feed(chunk):
                     builder.add(event)
@@ -250,7 +212,3 @@ class _Asking:
         if found.finish_reason == "abort":
             raise ServerError("the server aborted it")
         return found
-
-    def _show(self) -> None:
-        done = self._answers.answered + self._answers.failed
-        self._bar.update(self._task, completed=done, failed=self._answers.failed)

@@ -73,6 +73,11 @@ class RolloutRecord(BaseModel):
     assistant_start: int | None = None
     finish_reason: str | None = None
     weight_version: str | None = None
+    weight_versions: list[tuple[str, int, int]] = Field(
+        default_factory=list,
+        description="[version, start, end] of `output_ids`: what sampled them, if weights were "
+        "loaded meanwhile",
+    )
 
     @property
     def tokens(self) -> list[int]:
@@ -172,6 +177,10 @@ class RolloutRecord(BaseModel):
             "assistant_start": asked.assistant_start,
             "finish_reason": (meta.get("finish_reason") or {}).get("type"),
             "weight_version": meta.get("weight_version"),
+            "weight_versions": [
+                (span["version"], span["start"], span["end"])
+                for span in meta.get("weight_versions", ())
+            ],
         }
         try:
             return cls.model_validate(values)

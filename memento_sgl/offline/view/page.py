@@ -76,6 +76,7 @@ def page_of(*, title: str, about: str, data: Markup) -> str:
         style=verbatim("view.css"),
         chart=verbatim("view_chart.js"),
         request=verbatim("view_request.js"),
+        search=verbatim("view_search.js"),
         script=verbatim("view.js"),
         data=data,
     )

@@ -91,10 +91,12 @@ def add_tokens(tokenizer: Tokenizer, chat: str) -> Added:
     }
     # Not "special", as `<think>` is not elsewhere: a decoder must show them. Turns are.
     tokenizer.add_tokens([_token(token) for token in missing])
-    ids = {token: int(tokenizer.token_to_id(token)) for token in missing}
-    for token, number in ids.items():
-        if _ids(tokenizer, f"a{token}b").count(number) != 1:
+    ids = {}
+    for token in missing:
+        number = tokenizer.token_to_id(token)
+        if number is None or _ids(tokenizer, f"a{token}b").count(number) != 1:
             raise ConfigError(f"this tokenizer cannot hold {token} as one token")
+        ids[token] = number
     return Added(ids, related, pieces, before)
 
 

@@ -14,7 +14,7 @@ from memento_pipeline.llm.endpoints import AskOptions, Endpoint
 from memento_pipeline.output.assemble import AssembleOptions
 from memento_pipeline.output.export import ExportOptions
 from memento_pipeline.read.rows import ReadOptions
-from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.run.run_options import RunOptions, Shard
 from memento_pipeline.stages.score import ScoreOptions
 from memento_pipeline.stages.segment import SegmentOptions
 from memento_pipeline.stages.summarize import SummarizeOptions

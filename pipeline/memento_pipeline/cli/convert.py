@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
-from memento_pipeline.cli import options as o
+from memento_pipeline.cli import declarations as o
 
 CONVERT_HELP = """Turn raw chain-of-thought traces into training data with blocks and mementos.
 

@@ -18,10 +18,10 @@ from memento_pipeline.output.export import write_outputs
 from memento_pipeline.output.tokenize import RowTokenizer
 from memento_pipeline.read.rows import count_rows
 from memento_pipeline.run.convert import Exit, rows, run_stages
+from memento_pipeline.run.converted import converted
 from memento_pipeline.run.merge import merge as merge_folders
-from memento_pipeline.run.options import RunOptions
 from memento_pipeline.run.plan import plan
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.run_options import RunOptions
 from memento_pipeline.store.folder import FILE_NAME, Store, peek_note
 from memento_pipeline.store.schema import STAGES
 from memento_pipeline.text.tokens import load_counter

@@ -13,9 +13,9 @@ from rich.table import Table
 from memento_pipeline import RULES
 from memento_pipeline.records import Converted
 from memento_pipeline.run.convert import Outcome
-from memento_pipeline.run.options import RunOptions
 from memento_pipeline.run.plan import Plan
 from memento_pipeline.run.progress import duration
+from memento_pipeline.run.run_options import RunOptions
 
 MOST_REASONS = 8
 LONGEST_REASON = 700  # characters: a server's words and a hint in one

@@ -64,9 +64,9 @@ def readable(row: Row, names: Names) -> tuple[Row, list[str]]:
     Raises:
         RowError: one of them is a column that counts.
     """
-    bad = {name: cell for name, cell in row.items() if isinstance(cell, Unreadable)}
-    if not bad:
+    if Unreadable not in map(type, row.values()):
         return row, []
+    bad = {name: cell for name, cell in row.items() if isinstance(cell, Unreadable)}
     wanted = {name for columns in ROLES.values() for name in columns} | set(names.values())
     for name, cell in bad.items():
         if name in wanted:
@@ -85,46 +85,57 @@ def _present(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {kind: tuple(n for n in known if n in there) for kind, known in _EVERY.items()}
 
 
-def present(row: Row, kind: str) -> tuple[str, ...]:
-    """The columns of a row that are in a list: of a role, `thoughts`, `responses`, `system`,
-    `verdicts` or `media`."""
-    return _present(tuple(row))[kind]
-
-
 def given(value: Any) -> bool:
     """Whether a cell holds something; pandas writes what is missing as NaN."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def columns(row: Row, names: Names, role: str) -> Iterator[tuple[str, Any]]:
-    """The columns of a role that hold something, in order.
+class Cells:
+    """The cells of a row by what they tell. The known columns are looked up once for a row."""
 
-    Raises:
-        RowError: the column that the user named is not there.
-    """
-    if role in names:
-        if names[role] not in row:
-            raise RowError(f"no column {names[role]!r} for the {role}: see --column")
-        if given(row[names[role]]):
-            yield names[role], row[names[role]]
-        return
-    for name in present(row, role):
-        value = row[name]
-        if given(value):
-            yield name, value
+    __slots__ = ("_there", "names", "row")
+
+    def __init__(self, row: Row, names: Names) -> None:
+        self.row, self.names = row, _limo(row, names)
+        self._there = _present(tuple(row))
+
+    def present(self, kind: str) -> tuple[str, ...]:
+        """The columns of the row that are in a list: of a role, `thoughts`, `responses`,
+        `system`, `verdicts` or `media`."""
+        return self._there[kind]
+
+    def of(self, role: str) -> Iterator[tuple[str, Any]]:
+        """The columns of a role that hold something, in order.
+
+        Raises:
+            RowError: the column that the user named is not there.
+        """
+        if role in self.names:
+            name = self.names[role]
+            if name not in self.row:
+                raise RowError(f"no column {name!r} for the {role}: see --column")
+            if given(self.row[name]):
+                yield name, self.row[name]
+            return
+        for name in self._there[role]:
+            if given(value := self.row[name]):
+                yield name, value
+
+    def first(self, role: str) -> Any:
+        """The first value of a role, None where there is none.
+
+        Raises:
+            RowError: as `of`.
+        """
+        if role in self.names:
+            return next((value for _, value in self.of(role)), None)
+        for name in self._there[role]:
+            if given(value := self.row[name]):
+                return value
+        return None
 
 
-def cell(row: Row, names: Names, role: str) -> Any:
-    """The first value of a role, None where there is none."""
-    if role in names:
-        return next((value for _, value in columns(row, names, role)), None)
-    for name in present(row, role):
-        if given(value := row[name]):
-            return value
-    return None
-
-
-def limo(row: Row, names: Names) -> Names:
+def _limo(row: Row, names: Names) -> Names:
     """The roles of a LIMO row, whose solution is the thought. Other data sets have a reference
     solution in that column, so all columns must be LIMO's."""
     if not names and _LIMO <= row.keys() <= _LIMO | {"id"}:

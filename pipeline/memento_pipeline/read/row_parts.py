@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from memento_pipeline.read.columns import (
     RESPONSES,
     THOUGHTS,
-    Names,
-    Row,
-    cell,
-    columns,
+    Cells,
     given,
     missing,
-    present,
 )
 from memento_pipeline.read.said import RowError, Said, join, take_apart
 from memento_pipeline.read.turns import read_answer, read_chat, thought_text
@@ -38,30 +34,29 @@ class Text(NamedTuple):
     number: int | None = None
 
 
-def texts_of(row: Row, names: Names, choose: Choose | None) -> Iterator[Text]:
+def texts_of(cells: Cells, choose: Choose | None) -> Iterable[Text]:
     """The traces in a row; several only with `choose="all"`.
 
     Raises:
         RowError: none, or one that cannot be read without guessing.
     """
-    for name in present(row, "media"):
-        if row[name]:
+    for name in cells.present("media"):
+        if cells.row[name]:
             raise RowError(f"the row has {name}: only text can be trained on")
-    asked, system = _problem(row, names)
-    turns = cell(row, names, "turns")
-    several = _several(row, names)
+    asked, system = _problem(cells)
+    turns = cells.first("turns")
+    several = _several(cells)
     if several and asked is not None and (choose or turns is None):
-        yield from _generations(row, several, choose, asked, system)
-    elif turns is not None and not _in_columns(row, names, asked):
-        apart = [text for _, text in _thoughts(row, names)][:1]
+        return _generations(cells, several, choose, asked, system)
+    if turns is not None and not _in_columns(cells, asked):
+        apart = [text for _, text in _thoughts(cells)][:1]
         chat = read_chat(turns, given=apart)
         assert chat.said is not None
-        said = _answered(row, names, chat.said)
-        yield _text("turns", chat.problem, said, [*system, *chat.system])
-    elif asked is None:
-        raise missing(row)
-    else:
-        yield _text("columns", asked, _from_columns(row, names), system)
+        said = _answered(cells, chat.said)
+        return (_text("turns", chat.problem, said, [*system, *chat.system]),)
+    if asked is None:
+        raise missing(cells.row)
+    return (_text("columns", asked, _from_columns(cells), system),)
 
 
 def _text(
@@ -73,66 +68,71 @@ def _text(
     return Text(shape, problem, said, notes, number)
 
 
-def _problem(row: Row, names: Names) -> tuple[str | None, list[str]]:
+def _problem(cells: Cells) -> tuple[str | None, list[str]]:
     """The problem and the system messages; a prompt may be in chat form, an instruction may come
     with an input."""
-    system = [row[name] for name in present(row, "system") if isinstance(row[name], str)]
-    system = [text for text in system if text.strip()]
-    column, value = next(columns(row, names, "problem"), (None, None))
+    texts = (cells.row[name] for name in cells.present("system"))
+    system = [text for text in texts if isinstance(text, str) and text.strip()]
+    column, value = next(cells.of("problem"), (None, None))
     if isinstance(value, list):
         chat = read_chat(value, answered=False)
         return chat.problem, [*system, *chat.system]
     if value is not None and not isinstance(value, str):
         raise RowError(f"{column} must be text: name another with --column problem=NAME")
-    if column == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
-        value = f"{value}\n\n{row['input']}"
+    more = cells.row.get("input") if column == "instruction" else None
+    if isinstance(more, str) and more.strip():
+        value = f"{value}\n\n{more}"
     return value, system
 
 
-def _in_columns(row: Row, names: Names, asked: str | None) -> bool:
+def _in_columns(cells: Cells, asked: str | None) -> bool:
     """Whether a row that has turns is read from its columns all the same."""
-    named = any(isinstance(row.get(name), str) for name in (*_PLAIN, "response"))
-    return "thought" in names or (asked is not None and named)
+    if "thought" in cells.names:
+        return True
+    return asked is not None and any(
+        isinstance(cells.row.get(name), str) for name in (*_PLAIN, "response")
+    )
 
 
-def _thoughts(row: Row, names: Names) -> Iterator[tuple[str, str]]:
+def _thoughts(cells: Cells) -> Iterator[tuple[str, str]]:
     """Columns that hold a thought and nothing else, with their texts."""
-    for name in (names["thought"],) if "thought" in names else present(row, "thoughts"):
-        if name not in row and "thought" in names:
+    named = "thought" in cells.names
+    for name in (cells.names["thought"],) if named else cells.present("thoughts"):
+        if named and name not in cells.row:
             raise RowError(f"no column {name!r} for the thought: see --column")
-        value = row.get(name)
+        value = cells.row[name]
         if not given(value):
             continue
-        if not isinstance(value, str) and (name in _PLAIN or "thought" in names):
+        if not isinstance(value, str) and (name in _PLAIN or named):
             raise RowError(f"{name} must be text: name another with --column thought=NAME")
         if isinstance(value, list) and len(value) > 1 and isinstance(value[0], str):
             raise RowError(f"{len(value)} thoughts in {name}")
-        text = value if "thought" in names else thought_text(name, value)
-        if text is not None and (text.strip() or name in _PLAIN):
+        text = value if named else thought_text(name, value)
+        if text is not None and ((text and not text.isspace()) or name in _PLAIN):
             yield name, text
 
 
-def _from_columns(row: Row, names: Names) -> Said:
-    found = list(_thoughts(row, names))
+def _from_columns(cells: Cells) -> Said:
+    found = list(_thoughts(cells))
     if found:
-        first = next((pair for pair in found if pair[1].strip()), found[0])
-        return _answered(row, names, _with_response(row, names, *first))
-    for name in present(row, "responses"):
-        if given(row[name]):
-            return _answered(row, names, _response(name, row[name]))
-    for _, value in columns(row, names, "answer"):
+        first = next((pair for pair in found if pair[1] and not pair[1].isspace()), found[0])
+        return _answered(cells, _with_response(cells, *first))
+    for name in cells.present("responses"):
+        if given(cells.row[name]):
+            return _answered(cells, _response(name, cells.row[name]))
+    for _, value in cells.of("answer"):
         if isinstance(value, str) and (said := take_apart(value)).marked:
             return said
-    raise missing(row)
+    raise missing(cells.row)
 
 
-def _with_response(row: Row, names: Names, column: str, thought: str) -> Said:
+def _with_response(cells: Cells, column: str, thought: str) -> Said:
     """A thought with the answer that stands in a column of its own."""
     said = take_apart(thought, bare=True)
-    if said.answer.strip() or "answer" in names:
+    if said.answer.strip() or "answer" in cells.names:
         return said
     for name in (*THOUGHTS.get(column, ()), *RESPONSES):
-        value = row.get(name)
+        value = cells.row.get(name)
         if name != column and given(value) and value != "":
             return _response(name, value, [thought])
     return said
@@ -144,16 +144,16 @@ def _response(name: str, value: Any, thoughts: Sequence[str] = ()) -> Said:
         return join(thoughts, value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         return join(thoughts, value[0])
-    if isinstance(value, Mapping | list):
+    if isinstance(value, dict | list):
         return read_answer(value, thoughts)
     raise RowError(f"{name} must be text: name another with --column thought=NAME")
 
 
-def _answered(row: Row, names: Names, said: Said) -> Said:
+def _answered(cells: Cells, said: Said) -> Said:
     """`said` with the answer of a column, where nothing follows the thought."""
     if said.answer.strip():
         return said
-    for name, value in columns(row, names, "answer"):
+    for name, value in cells.of("answer"):
         if (text := _as_text(name, value)).strip():
             return said._replace(answer=text)
     return said
@@ -170,18 +170,18 @@ def _as_text(name: str, value: Any) -> str:
     raise RowError(f"{name} must be text or a number, not {type(value).__name__}")
 
 
-def _several(row: Row, names: Names) -> list[Any] | None:
-    for _, value in columns(row, names, "generations"):
-        if isinstance(value, list) and value and all(isinstance(v, str | Mapping) for v in value):
+def _several(cells: Cells) -> list[Any] | None:
+    for _, value in cells.of("generations"):
+        if isinstance(value, list) and value and all(isinstance(v, str | dict) for v in value):
             return value
     return None
 
 
 def _generations(
-    row: Row, several: list[Any], choose: Choose | None, asked: str, system: Sequence[str]
+    cells: Cells, several: list[Any], choose: Choose | None, asked: str, system: Sequence[str]
 ) -> Iterator[Text]:
-    flags = [row[name] for name in present(row, "verdicts") if isinstance(row[name], list)]
-    flags = [verdict for verdict in flags if len(verdict) == len(several)]
+    verdicts = (cells.row[name] for name in cells.present("verdicts"))
+    flags = [v for v in verdicts if isinstance(v, list) and len(v) == len(several)]
     right = [n for n in range(len(several)) if any(verdict[n] for verdict in flags)]
     if choose in (None, "verified") and (flags or choose):
         if not flags:

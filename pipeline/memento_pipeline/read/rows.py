@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,13 @@ def read_traces(
     if unknown := set(options.columns) - set(ROLES):
         raise ConfigError(f"unknown column roles {sorted(unknown)}: there are {', '.join(ROLES)}")
     files = list_files(paths, split=options.split, out=out)
-    with closing(sqlite3.connect("")) as seen:  # "": a temporary file of SQLite's own
+    with closing(sqlite3.connect("")) as database:  # "": a temporary file of SQLite's own
+        seen = database.cursor()
         seen.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, content TEXT, place TEXT)")
         for file in files:
+            name = _printable(str(file))
             for number, row in _values(file):
-                yield from _one(_printable(str(file)), number, row, options, seen)
+                yield from _one(name, number, row, options, seen)
 
 
 def count_rows(
@@ -113,13 +115,13 @@ def _values(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _one(
-    file: str, number: int, value: Any, options: ReadOptions, seen: sqlite3.Connection
+    file: str, number: int, value: Any, options: ReadOptions, seen: sqlite3.Cursor
 ) -> Iterator[Trace | Rejected]:
     """The traces of one row, or why there are none. Nothing that a row holds ends the run."""
     try:
         if isinstance(value, Broken):
             raise RowError(value.reason, value.excerpt)
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise RowError(f"expected an object, got {type(value).__name__}")
         place = {"file": file, "row": number}
         for trace, content in to_traces(value, options.columns, place, options.generations):
@@ -134,9 +136,9 @@ def _one(
         yield Rejected(file=file, row=number, reason=reason)
 
 
-def _unique(trace: Trace, content: str, seen: sqlite3.Connection) -> Trace | Rejected:
+def _unique(trace: Trace, content: str, seen: sqlite3.Cursor) -> Trace | Rejected:
     place = trace.provenance
-    at = f"{os.path.basename(place['file'])}:{place['row']}"
+    at = f"{place['file']}:{place['row']}"
     for name in (trace.id, f"{trace.id}~{content[:8]}"):
         row = (name, content, at)
         if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", row).rowcount:
@@ -144,7 +146,7 @@ def _unique(trace: Trace, content: str, seen: sqlite3.Connection) -> Trace | Rej
         known = seen.execute("SELECT content, place FROM seen WHERE id = ?", (name,)).fetchone()
         if known[0] == content:
             break
-    reason = f"duplicate of {known[1]}"
+    reason = f"duplicate of {os.path.basename(known[1])}"
     return Rejected(file=place["file"], row=place["row"], reason=reason, id=trace.id)
 
 

@@ -38,8 +38,11 @@ _HARMONY = re.compile(
     re.DOTALL,
 )
 _SPECIAL = re.compile(r"<\|(?:block_start\||channel\|>analysis)")  # one scan for both
+_THINK = re.compile(r"</?think>")
+_MARK = re.compile(rf"{_THINK.pattern}|{_SPECIAL.pattern}")  # what counts wherever it stands
 _ANALYSIS = "<|channel|>analysis"
 _HEAD = 400  # characters in which a text begins with a tag
+_FIRSTS = ("<", "[", "◁")  # of all tags; one character is found twenty times as fast as two
 
 
 class RowError(Exception):
@@ -71,12 +74,17 @@ def take_apart(text: str, *, bare: bool = False) -> Said:
     Raises:
         RowError: several thoughts, or marks inside one.
     """
-    if _SPECIAL.search(text):
+    first = _MARK.search(text) if "<" in text else None
+    if first is not None and _SPECIAL.search(text, first.start()):
         if any(pairs(text)):
             return _from_blocks(text)
         if _ANALYSIS in text:
             return _from_harmony(text)
-    return _from_tags(text, *_tags_of(text, bare), bare=bare)
+        first = _THINK.search(text)
+    tags = _other_tags(text, bare) if first is None else TAGS[0]
+    if tags is None:
+        return Said(*((text, "") if bare else ("", text)), closed=bare, marked=False)
+    return _from_tags(text, *tags)
 
 
 def join(given: Sequence[str], text: str | None) -> Said:
@@ -95,16 +103,18 @@ def join(given: Sequence[str], text: str | None) -> Said:
     thoughts = [_alone(thought, said.answer) for thought in given]
     if said.marked and said.thought.strip():
         thoughts.append(said.thought)
-    if len({thought.strip() for thought in thoughts}) > 1:
+    if len(thoughts) > 1 and len({thought.strip() for thought in thoughts}) > 1:
         raise RowError("two different thoughts for one answer")
     if said.blocks:
         return said
-    return said._replace(thought=thoughts[0], closed=True, marked=True)
+    return Said(thoughts[0], said.answer, closed=True, marked=True, notes=said.notes)
 
 
 def _alone(thought: str, answer: str) -> str:
     """A thought given apart, without tags around it."""
     said = take_apart(thought, bare=True)
+    if not said.marked:
+        return thought
     if said.answer.strip() and said.answer.strip() != answer.strip():
         raise RowError("the thought given apart holds a thought and an answer of its own")
     if said.notes.get("before_think"):
@@ -112,34 +122,45 @@ def _alone(thought: str, answer: str) -> str:
     return said.thought
 
 
-def _tags_of(text: str, bare: bool) -> tuple[str, str]:
-    if TAGS[0][0] in text or TAGS[0][1] in text:
-        return TAGS[0]
+def _other_tags(text: str, bare: bool) -> tuple[str, str] | None:
+    """The tags of a text that holds none of the first kind, None where it has no others either."""
     begin = text[:_HEAD].lstrip()
-    for opening, closing in TAGS[1:]:
-        if begin.startswith(opening) or (not bare and text.count(closing) == 1):
-            return opening, closing
-    return TAGS[0]
+    if begin[:1] in _FIRSTS:
+        for pair in TAGS[1:]:
+            if begin.startswith(pair[0]):
+                return pair
+    if not bare:
+        for character in _FIRSTS:
+            if character in text:
+                return next((pair for pair in TAGS[1:] if text.count(pair[1]) == 1), None)
+    return None
 
 
-def _from_tags(text: str, opening: str, closing: str, *, bare: bool) -> Said:
-    """Split at the closing tag; the opening one may be missing: it is often in the prompt."""
+def _from_tags(text: str, opening: str, closing: str) -> Said:
+    """Split at the closing tag. One of the two is there: the opening one is often in the prompt,
+    and a text may be cut off."""
     notes: dict[str, Any] = {}
-    before, opened, rest = text.partition(opening)
+    before, opened, rest = _partition(text, opening)
     if not opened or closing in before:
         before, opened, rest = "", "", text
     if before.strip():
         notes["before_think"] = before
     rest = _without_doubles(rest, opening) if opened else rest
-    thought, closed, answer = rest.partition(closing)
-    if not opened and not closed:
-        return Said(*((text, "") if bare else ("", text)), closed=bare, marked=False, notes=notes)
+    thought, closed, answer = _partition(rest, closing)
     answer = _solution(_without_doubles(answer, closing))
-    if opening[0] in thought and opening in thought:  # one character is found much faster
+    if opening[0] in thought and opening in thought:
         raise RowError(f"{opening} inside the thought")
     if _has_thought(answer, opening, closing):
         raise RowError(f"several thoughts in one response: {opening} or {closing} in the answer")
     return Said(thought, answer, closed=bool(closed), marked=True, notes=notes)
+
+
+def _partition(text: str, tag: str) -> tuple[str, str, str]:
+    """`text.partition(tag)`, much faster where no other tag or comparison comes first."""
+    place = text.find(tag[0])
+    if text.startswith(tag, place):
+        return text[:place], tag, text[place + len(tag) :]
+    return text.partition(tag)
 
 
 def _has_thought(answer: str, opening: str, closing: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from memento_pipeline.read.columns import Names, Row, cell, limo, readable
+from memento_pipeline.read.columns import Cells, Names, Row, readable
 from memento_pipeline.read.row_parts import Choose, Text, texts_of
 from memento_pipeline.read.said import RowError
 from memento_pipeline.records import Trace
@@ -28,26 +28,24 @@ def to_traces(
         RowError: no known shape, a wrong type, or text that is not valid Unicode.
     """
     row, unreadable = readable(row, names)
-    names = limo(row, names)
+    cells = Cells(row, names)
     notes: dict[str, Any] = {"unreadable": unreadable} if unreadable else {}
     if tools := row.get("tools"):
         notes["tools"] = len(tools) if isinstance(tools, list) else 1
-    for text in texts_of(row, names, choose):
-        yield _trace(row, names, text, {**place, "shape": text.shape, **notes})
+    for text in texts_of(cells, choose):
+        yield _trace(cells, text, {**place, "shape": text.shape, **notes})
 
 
-def _trace(row: Row, names: Names, text: Text, provenance: dict[str, Any]) -> tuple[Trace, str]:
+def _trace(cells: Cells, text: Text, provenance: dict[str, Any]) -> tuple[Trace, str]:
     said = text.said
     content = hashlib.sha256(
-        "\0".join((_valid(text.problem), _valid(said.thought), _valid(said.answer))).encode()
+        _encoded("\0".join((text.problem, said.thought, said.answer)))
     ).hexdigest()
-    provenance = {**provenance, **said.notes, **text.notes}
+    for name, note in (*said.notes.items(), *text.notes.items()):
+        provenance[name] = _valid(note) if isinstance(note, str) else note
     if not said.answer.strip():
         provenance["no_answer"] = True
-    for note in (*said.notes.values(), *text.notes.values()):
-        if isinstance(note, str):
-            _valid(note)
-    given = cell(row, names, "id")
+    given = cells.first("id")
     name = content[:16] if given in (None, "") else _valid(str(given))
     if text.number is not None:
         provenance["generation"] = text.number
@@ -58,9 +56,9 @@ def _trace(row: Row, names: Names, text: Text, provenance: dict[str, Any]) -> tu
             problem=text.problem,
             thought=said.thought,
             answer=said.answer,
-            source=_optional_text(row, names, "source"),
-            domain=_optional_text(row, names, "domain"),
-            difficulty=_difficulty(cell(row, names, "difficulty"), provenance),
+            source=_optional_text(cells, "source"),
+            domain=_optional_text(cells, "domain"),
+            difficulty=_difficulty(cells.first("difficulty"), provenance),
             closed=said.closed,
             given_blocks=said.blocks,
             given_mementos=said.mementos,
@@ -83,15 +81,19 @@ def _difficulty(value: Any, notes: dict[str, Any]) -> int | None:
     return None
 
 
-def _optional_text(row: Row, names: Names, role: str) -> str | None:
-    value = cell(row, names, role)
+def _optional_text(cells: Cells, role: str) -> str | None:
+    value = cells.first(role)
     return None if value is None else _valid(str(value))
 
 
 def _valid(text: str) -> str:
     if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise RowError("the text holds lone surrogates: it is not valid Unicode") from None
+        _encoded(text)
     return text
+
+
+def _encoded(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise RowError("the text holds lone surrogates: it is not valid Unicode") from None

@@ -21,10 +21,13 @@ ROLES = {
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_details")
 """Where a turn or a row gives a thought apart from its text."""
 
-_CALLS = ("tool_calls", "function_call")
-_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+_CALLS = frozenset(("tool_calls", "function_call"))
+_MEDIA = frozenset(("image", "images", "audio", "audios", "video", "videos"))
 _TEXT_PARTS = ("text", "output_text", "input_text", "reasoning_text", "reasoning.text")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
+_ORDER = ["user", "assistant"]
+_SWITCH = 16  # characters: a thought is not copied only to be compared with "on"
+_THOUGHT_KEYS = frozenset(THOUGHT_KEYS)
 _BY_NAME = {name: role for role, names in ROLES.items() for name in names}
 
 
@@ -48,11 +51,11 @@ def read_chat(turns: Any, *, answered: bool = True, given: Sequence[str] = ()) -
     """
     roles = _roles(turns)
     order = [role for role, _ in roles if role != "system"]
-    for role, wanted in (("user", 1), ("assistant", int(answered))):
-        if order.count(role) != wanted:
-            how = "exactly one is" if wanted else "none is"
-            raise RowError(f"{order.count(role)} {role} turns: {how} expected")
-    if order[0] != "user":
+    if order != _ORDER[: 1 + answered]:
+        for role, wanted in (("user", 1), ("assistant", int(answered))):
+            if order.count(role) != wanted:
+                how = "exactly one is" if wanted else "none is"
+                raise RowError(f"{order.count(role)} {role} turns: {how} expected")
         raise RowError("the assistant speaks first")
     problem, said, system = "", None, []
     for role, turn in roles:
@@ -75,7 +78,7 @@ def read_answer(turns: Any, given: Sequence[str] = ()) -> Said:
     Raises:
         RowError: it is no single turn of the assistant, or one that `read_turn` refuses.
     """
-    roles = _roles([turns] if isinstance(turns, Mapping) else turns)
+    roles = _roles([turns] if isinstance(turns, dict) else turns)
     if [role for role, _ in roles] != ["assistant"]:
         raise RowError(
             f"{len(roles)} turns in the answer: exactly one of the assistant is expected"
@@ -89,8 +92,8 @@ def read_turn(turn: Mapping[str, Any], given: Sequence[str] = ()) -> Said:
     Raises:
         RowError: it calls tools, holds images, refuses, or its thoughts differ.
     """
-    for key in _CALLS:
-        if turn.get(key):
+    for key in () if _CALLS.isdisjoint(turn) else sorted(_CALLS & turn.keys()):
+        if turn[key]:
             raise RowError(f"the answer has {key}: only text can be trained on")
     if isinstance(turn.get("refusal"), str) and turn["refusal"].strip():
         raise RowError("the answer is a refusal")
@@ -104,8 +107,10 @@ def read_turn(turn: Mapping[str, Any], given: Sequence[str] = ()) -> Said:
 
 def given_thoughts(row: Mapping[str, Any]) -> list[str]:
     """The thoughts that a turn or row gives apart, in one or several keys."""
+    if _THOUGHT_KEYS.isdisjoint(row):
+        return []
     texts = [thought_text(key, row[key]) for key in THOUGHT_KEYS if row.get(key) is not None]
-    return [text for text in texts if text is not None and text.strip()]
+    return [text for text in texts if text and not text.isspace()]
 
 
 def thought_text(key: str, value: Any) -> str | None:
@@ -115,8 +120,9 @@ def thought_text(key: str, value: Any) -> str | None:
         RowError: parts that hold no readable thought.
     """
     if isinstance(value, str):
-        return None if value.strip().lower() in ("on", "off") else value
-    if isinstance(value, Mapping):
+        switch = len(value) < _SWITCH and value.strip().lower() in ("on", "off")
+        return None if switch else value
+    if isinstance(value, dict):
         value = [value]
     if isinstance(value, list):
         return "".join(_thought(part, key) for part in value) if value else None
@@ -126,7 +132,7 @@ def thought_text(key: str, value: Any) -> str | None:
 def _thought(part: Any, kind: str) -> str:
     if isinstance(part, str):
         return part
-    if not isinstance(part, Mapping):
+    if not isinstance(part, dict):
         raise RowError(f"{kind}: a part that is no text")
     if "encrypted" in str(part.get("type")) or "redacted" in str(part.get("type")):
         raise RowError("the thought is encrypted")
@@ -143,12 +149,12 @@ def _thought(part: Any, kind: str) -> str:
 
 def _content(turn: Mapping[str, Any]) -> tuple[str | None, list[str]]:
     """Text of a turn (None: it has none) and the thoughts among its parts."""
-    for key in _MEDIA:
-        if turn.get(key):
+    for key in () if _MEDIA.isdisjoint(turn) else sorted(_MEDIA & turn.keys()):
+        if turn[key]:
             raise RowError(f"a turn with {key}: only text can be trained on")
     content = turn.get("content")
     content = turn.get("value") if content is None else content
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         content = [content]
     if content is None or isinstance(content, str):
         return content, []
@@ -174,7 +180,7 @@ def _content(turn: Mapping[str, Any]) -> tuple[str | None, list[str]]:
 def _kind(part: Any) -> str:
     if isinstance(part, str):
         return "text"
-    if not isinstance(part, Mapping):
+    if not isinstance(part, dict):
         return type(part).__name__
     if part.get("type") is not None:
         return str(part["type"])
@@ -182,10 +188,12 @@ def _kind(part: Any) -> str:
 
 
 def _roles(turns: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+    if not isinstance(turns, list):
         raise RowError("turns must be a list of objects")
-    found = []
+    found: list[tuple[str, Mapping[str, Any]]] = []
     for turn in turns:
+        if not isinstance(turn, dict):
+            raise RowError("turns must be a list of objects")
         name = str(turn.get("role") or turn.get("from") or "").lower()
         if name not in _BY_NAME:
             raise RowError(f"a turn of {name!r}: only user, assistant and system are read")

@@ -79,6 +79,10 @@ class _Scale(NamedTuple):
     def bin(self, value: float) -> int:
         return min(max(int((value - self.low) / self.step), 0), self.bins - 1)
 
+    def tick(self, index: int) -> str:
+        """What stands below the start of a bin."""
+        return _short(self.low + index * self.step, self.low + self.bins * self.step)
+
     def name(self, index: int) -> str:
         start = self.low + index * self.step
         return _text(start) if self.shift else f"{_text(start)}-{_text(start + self.step)}"
@@ -119,10 +123,10 @@ def histogram(
         tuple(name for name, _ in series),
         bars,
         [
-            Tick(scale.x(scale.low + index * scale.step), _text(scale.low + index * scale.step))
+            Tick(scale.x(scale.low + index * scale.step), scale.tick(index))
             for index in range(0, scale.bins + (not scale.shift), every)
         ],
-        [Tick(_y(part * top, top), _text(part * top)) for part in (0, 0.5, 1)],
+        [Tick(_y(part * top, top), _short(part * top, top)) for part in (0, 0.5, 1)],
         _marks(scale, paper, series),
         "; ".join(_note(name if named else "", values) for name, values in series),
     )
@@ -207,6 +211,13 @@ def _note(name: str, values: Distribution) -> str:
     middle, late = values.quantile(0.5), values.quantile(0.95)
     words = f"{values.count:,} values, median {_text(middle)}, 95 % at most {_text(late)}"
     return f"{name}: {words}" if name else words
+
+
+def _short(value: float, most: float) -> str:
+    """A number on an axis that ends at `most`: 500, 20K, 1.5M."""
+    if value < 1000 or most < 10_000:
+        return _text(value)
+    return f"{value / 1e3:.4g}K" if value < 1e6 else f"{value / 1e6:.4g}M"
 
 
 def _text(value: float | None) -> str:

@@ -18,7 +18,7 @@ from memento_pipeline.records import Converted, Memento
 from memento_pipeline.report.charts import Chart, histogram
 from memento_pipeline.report.quality import Recall, read_reference
 from memento_pipeline.report.tally import Tally
-from memento_pipeline.run.results import converted
+from memento_pipeline.run.converted import converted
 from memento_pipeline.store.folder import Store
 from memento_pipeline.store.schema import Paid
 from memento_sgl.errors import ConfigError
@@ -30,6 +30,7 @@ SEED = 0
 T = TypeVar("T")
 
 UNKNOWN = "unknown"
+NOT_JUDGED = "not judged"
 
 
 class Line(NamedTuple):
@@ -136,8 +137,8 @@ def compared(tally: Tally, bill: Sequence[Paid]) -> list[Line]:
         Line("tokens per block", _figure(tally.block_tokens.mean), "1,150", paper),
         Line("tokens per memento", _figure(tally.memento_tokens.mean), "194", paper),
         Line("memento tokens / block tokens", _percent(tally.ratio), "15-25 %", paper),
-        Line("pass the judge at first", _percent(tally.pass_first), "28 %", paper),
-        Line("pass in the end", _percent(tally.pass_last), "92 %", paper),
+        Line("pass the judge at first", _percent(tally.pass_first, NOT_JUDGED), "28 %", paper),
+        Line("pass in the end", _percent(tally.pass_last, NOT_JUDGED), "92 %", paper),
         Line("calls per trace", calls, "51", pipeline),
         Line("tokens paid / thought tokens", times, "14.5x", pipeline),
     ]
@@ -279,5 +280,5 @@ def _figure(value: float | None, digits: int = 0, unit: str = "") -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def _percent(share: float | None) -> str:
-    return UNKNOWN if share is None else f"{100 * share:.1f} %"
+def _percent(share: float | None, without: str = UNKNOWN) -> str:
+    return without if share is None else f"{100 * share:.1f} %"

@@ -18,8 +18,8 @@ from memento_pipeline.llm.client import Llm
 from memento_pipeline.llm.paid import PaidLlm
 from memento_pipeline.read.rows import read_traces
 from memento_pipeline.records import Rejected, Trace
-from memento_pipeline.run.options import RunOptions, Shard
 from memento_pipeline.run.progress import Display, View, duration
+from memento_pipeline.run.run_options import RunOptions, Shard
 from memento_pipeline.run.runner import Runner, Source, Summary
 from memento_pipeline.run.stages import Stages
 from memento_pipeline.store.folder import Store

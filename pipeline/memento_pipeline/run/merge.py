@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.run.run_options import RunOptions, Shard
 from memento_pipeline.store.folder import Store
 from memento_sgl.errors import StoreError
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from memento_pipeline.llm.prompts import score_prompt, system_prompt
 from memento_pipeline.read.rows import why_filtered
 from memento_pipeline.records import Rejected, Sentences, Trace
-from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.run_options import RunOptions
 from memento_pipeline.stages.rules import forced_scores
 from memento_pipeline.stages.score import calls_for, passes
 from memento_pipeline.stages.summarize import WHOLE

@@ -16,7 +16,7 @@ from typing import Any
 
 from memento_pipeline.run.convert import Exit, run_stages
 from memento_pipeline.run.merge import merge
-from memento_pipeline.run.options import RunOptions, Shard
+from memento_pipeline.run.run_options import RunOptions, Shard
 from memento_pipeline.store.folder import Store
 from memento_pipeline.text.tokens import load_counter
 from memento_sgl.errors import ConfigError, PipelineError

@@ -16,7 +16,7 @@ from memento_pipeline.records import (
     Sentences,
     Trace,
 )
-from memento_pipeline.run.options import RunOptions
+from memento_pipeline.run.run_options import RunOptions
 from memento_pipeline.stages.checks import check_memento
 from memento_pipeline.stages.relax import cut_thought
 from memento_pipeline.stages.rules import extract_memento, forced_scores, rule_scores

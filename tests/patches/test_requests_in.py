@@ -16,7 +16,7 @@ pytest.importorskip("sglang")
 import msgspec
 from calls import PROMPT, VOCABULARY, Body, bodies, body_of, memento
 from hypothesis import HealthCheck, example, given, settings
-from memento_patches.door import DERIVED, check_call, check_tokenized
+from memento_patches.requests_in import DERIVED, check_call, check_tokenized
 from pydantic import TypeAdapter
 from sglang.srt.managers import tokenizer_manager
 from sglang.srt.managers.io_struct import (
@@ -30,8 +30,10 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from memento_sgl.engine.automaton import EmissionAutomaton
 from memento_sgl.errors import RequestError
-from memento_sgl.request.door import REQUEST_RANGES, SAMPLING_RANGES, UNSUPPORTED_FIELDS
-from memento_sgl.request.state import RequestState, Settings, options_of
+from memento_sgl.request.overrides import options_of
+from memento_sgl.request.settings import Settings
+from memento_sgl.request.state import RequestState
+from memento_sgl.request.validation import REQUEST_RANGES, SAMPLING_RANGES, UNSUPPORTED_FIELDS
 from memento_sgl.rule.config import LARGEST, MementoConfig, RequestOptions
 from memento_sgl.rule.emission import Structure
 from memento_sgl.rule.markers import MarkerIds
@@ -77,7 +79,7 @@ class States(dict[str, Any]):
 
 
 def admit(body: Body) -> list[TokenizedGenerateReqInput]:
-    """The way of a body through the server's door, up to what is sent to the scheduler.
+    """The way of a body through validation, up to what is sent to the scheduler.
 
     Raises:
         ValueError: the server answers 400 (what pydantic refuses, too).
@@ -266,7 +268,7 @@ def test_what_would_end_the_server_is_refused(body: Body, says: str) -> None:
 @given(body=bodies())
 @example(body=body_of(memento(max_block_tokens=1 << 63)))
 def test_no_value_reaches_the_scheduler_unchecked(body: Body) -> None:
-    """Whatever the door lets in, the scheduler can take."""
+    """Whatever validation lets in, the scheduler can take."""
     try:
         sent = admit(body)
     except ValueError:  # pydantic's own, too

@@ -2,7 +2,7 @@
 
 SGLang reads most of a request where it runs the model: a number that no tensor holds, an id outside
 of the vocabulary or a field that only its own processes fill ends the scheduler there, and with it
-every other request. `memento_patches.door` asks here first.
+every other request. `memento_patches.requests_in` asks here first.
 """
 
 from __future__ import annotations

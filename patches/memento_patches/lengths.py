@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memento_sgl.admission.budget import give_up
+from memento_patches.overridden import overridden
 from memento_sgl.admission.messages import outgrown_message, too_long_message
 from memento_sgl.engine import runtime
 
 
 def around_init_max_new_tokens(original: Callable[..., None], scheduler: Any, req: Any) -> None:
     """SGLang clips a request's length to the context and to the pool; here to the context only."""
-    if not runtime.current().lengthens(req):
+    if not runtime.current().admission.may_exceed_pool(req):
         return original(scheduler, req)
-    limits = scheduler.max_req_len, scheduler.max_total_num_tokens
     context = scheduler.model_config.context_len
-    scheduler.max_req_len, scheduler.max_total_num_tokens = context - 1, 2 * context
-    try:
+    with overridden(scheduler, max_req_len=context - 1, max_total_num_tokens=2 * context):
         original(scheduler, req)
-    finally:
-        scheduler.max_req_len, scheduler.max_total_num_tokens = limits
 
 
 def around_validate_input_length(
@@ -28,17 +24,17 @@ def around_validate_input_length(
 ) -> str | None:
     """A prompt whose finished blocks make it fit is accepted."""
     state = runtime.current()
-    lengthens, length = state.lengthens(req), len(req.origin_input_ids)
-    most = state.longest_prompt if lengthens else max_req_input_len
+    may_exceed, length = state.admission.may_exceed_pool(req), len(req.origin_input_ids)
+    most = state.scheduler.longest_prompt if may_exceed else max_req_input_len
     error = original(req, most, allow_auto_truncate)
     if len(req.origin_input_ids) < length:
         req.memento = state.new_request(req)
     if (
-        lengthens
+        may_exceed
         and error is None
-        and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.pool_size
+        and req.memento.peak_rows(len(req.origin_input_ids)) + 1 >= state.scheduler.pool_size
     ):
-        error = too_long_message(req.memento, (), state.pool_size)
+        error = too_long_message(req.memento, (), state.scheduler.pool_size)
     return error
 
 
@@ -48,8 +44,10 @@ def after_retract_decode(
     """The last request of a batch has outgrown the pool: it ends, and what it wrote goes out."""
     state = runtime.current()
     retracted, ratio, ended = result
-    if not (ended and state.config.foresee_evictions):
+    if not (ended and state.admission.foresees):
         return None
+    scheduler = state.scheduler
     for req in ended:
-        give_up(state, req, outgrown_message(req.memento, req.output_ids, state.pool_size))
+        message = outgrown_message(req.memento, req.output_ids, scheduler.pool_size)
+        scheduler.abort(req, message)
     return retracted, ratio, []

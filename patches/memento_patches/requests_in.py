@@ -21,7 +21,8 @@ from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from memento_sgl.errors import RequestError
-from memento_sgl.request.door import (
+from memento_sgl.request.overrides import check_options, has_grammar
+from memento_sgl.request.validation import (
     REQUEST_RANGES,
     UNSUPPORTED_FIELDS,
     Range,
@@ -35,7 +36,6 @@ from memento_sgl.request.door import (
     check_sampling,
     check_session,
 )
-from memento_sgl.request.state import check_options, has_grammar
 from memento_sgl.serve.arguments import settings_of
 
 DERIVED = {
