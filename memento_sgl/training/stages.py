@@ -36,7 +36,8 @@ class TrainSettings:
         model: folder of the model to begin with, with the markers in its tokenizer.
         batch_size: packed sequences per optimizer step, over all processes.
         pack_tokens: most tokens of a packed sequence.
-        lora: rank; 0 trains all weights. The marker rows of the embeddings are trained in any case.
+        lora: rank; 0 trains all weights. The rows of the markers and of the thought's tags in the
+            embeddings are trained in any case.
         in_order: keep the rows' order (a curriculum) instead of shuffling packs.
         held_out: rows that are only measured; drawn by `seed`.
     """
@@ -75,7 +76,10 @@ class Training:
         self._out = out
         self.tokenizer = AutoTokenizer.from_pretrained(settings.model)
         config = MementoConfig(enable=True, mask_delimiters=False, require_assistant_section=False)
-        self._markers = resolve_markers(config, self.tokenizer)[:4]
+        markers = resolve_markers(config, self.tokenizer)
+        self._markers = markers[:4]
+        tags = markers.think_start, markers.think_end
+        self._new_rows = [*self._markers, *(tag for tag in tags if tag is not None)]
         vocabulary = AutoConfig.from_pretrained(settings.model).get_text_config().vocab_size
         check_tokens(rows, vocabulary, self._markers)
         order = list(range(len(rows)))
@@ -207,9 +211,9 @@ class Training:
         from peft import LoraConfig
 
         tied = model.config.get_text_config().tie_word_embeddings
-        rows = {"embed_tokens": list(self._markers)}
+        rows = {"embed_tokens": self._new_rows}
         if not tied:
-            rows["lm_head"] = list(self._markers)
+            rows["lm_head"] = self._new_rows
         return LoraConfig(
             r=self._settings.lora,
             lora_alpha=2 * self._settings.lora,

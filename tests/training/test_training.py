@@ -208,8 +208,9 @@ def test_lora_trains_the_marker_rows_too(
     before, after = weights(model), weights(tmp_path / "1-memento")
     changed = (before["model.embed_tokens.weight"] != after["model.embed_tokens.weight"]).any(1)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    markers = set(resolve_markers(CONFIG, tokenizer)[:4])
-    assert set(changed.nonzero().flatten().tolist()) == markers
+    markers = resolve_markers(CONFIG, tokenizer)
+    tags = {markers.think_start, markers.think_end}
+    assert set(changed.nonzero().flatten().tolist()) == {*markers[:4], *tags}
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not before[name].equal(after[name])
 
