@@ -7,6 +7,7 @@ every other request. `memento_patches.requests_in` asks here first.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def check_embeddings(embeddings: Any, width: int) -> None:
 
 
 def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
-    """Check the numbers of one request's sampling parameters, before they are read.
+    """Check the numbers and patterns of one request's sampling parameters, before they are read.
 
     Args:
         params: as they were sent, of the right types.
@@ -160,11 +161,23 @@ def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
     check_ranges(params, SAMPLING_RANGES)
     if ids := params.get("stop_token_ids"):
         check_ids("stop_token_ids", list(ids), vocabulary)
+    if patterns := params.get("stop_regex"):
+        _check_patterns([patterns] if isinstance(patterns, str) else patterns)
     for token, bias in (params.get("logit_bias") or {}).items():
         check_range(f"logit_bias[{token!r}]", bias, LOGIT_BIAS)
     custom = params.get("custom_params")
     if isinstance(custom, dict) and (budget := custom.get("thinking_budget")) is not None:
         check_range("thinking_budget", budget, Range(-1, LARGEST))
+
+
+def _check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise RequestError(
+                f"stop_regex: {shown(pattern)} is not a regular expression: {error}"
+            ) from None
 
 
 def check_samples(each: Sequence[Mapping[str, Any]], prompts: int) -> None:

@@ -301,6 +301,8 @@ def test_doctor_looks_without_importing(state: str) -> None:
 IMPORTING = """
 import importlib.abc, os, signal, sys, tomllib
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+
 class Press(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
         if name == "memento_sgl.cli.trace":

@@ -219,6 +219,7 @@ def test_every_number_of_sglangs_has_a_range() -> None:
         (body_of({"repetition_penalty": 1e-40}), "repetition_penalty"),
         (body_of({"logit_bias": {"3": math.inf}}), "logit_bias"),
         (body_of({"logit_bias": {str(VOCABULARY): 1}}), "logit_bias"),
+        (body_of({"stop_regex": ["a+", "("]}), "stop_regex: '\\(' is not a regular expression"),
         (body_of({"stop_token_ids": [-1]}), "stop_token_ids: token id -1"),
         (body_of({"stream_interval": 0}), "stream_interval=0"),
         (body_of({"is_normalized": True}), "is_normalized"),
@@ -267,6 +268,7 @@ def test_what_would_end_the_server_is_refused(body: Body, says: str) -> None:
 @settings(deadline=None, max_examples=400, suppress_health_check=list(HealthCheck))
 @given(body=bodies())
 @example(body=body_of(memento(max_block_tokens=1 << 63)))
+@example(body=body_of({"stop_regex": "?"}))
 def test_no_value_reaches_the_scheduler_unchecked(body: Body) -> None:
     """Whatever validation lets in, the scheduler can take."""
     try:
