@@ -81,7 +81,7 @@ def _evaluate(values: dict[str, Any]) -> int:
 
     from memento_frontend.evaluation.questions import read_questions
     from memento_frontend.evaluation.run import Arm, EvalSettings, evaluate
-    from memento_frontend.evaluation.show import page, table
+    from memento_frontend.evaluation.tables import page, table
 
     questions = read_questions(
         values["questions"],

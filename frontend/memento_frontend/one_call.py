@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from memento_frontend.assemble import parser
 from memento_frontend.collect import ReasoningBuilder
 from memento_frontend.events import Event
+from memento_frontend.join_calls import parser
 from memento_frontend.native import NativeClient, Output, Prompt
 from memento_frontend.options import Options
 from memento_frontend.results import Reasoning

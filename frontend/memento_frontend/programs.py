@@ -18,8 +18,8 @@ from typing import Any
 import sglang
 from sglang.lang.interpreter import ProgramState
 
-from memento_frontend.assemble import assemble, whole_record
 from memento_frontend.endpoint import MementoEndpoint
+from memento_frontend.join_calls import assemble, whole_record
 from memento_frontend.native import THINK_END, Prompt
 from memento_frontend.options import Options, Sampling
 from memento_frontend.results import Reasoning

@@ -198,6 +198,6 @@ def demo(
 ) -> None:
     """Serve the embedded model, solve problems, show blocks folding and the KV curve."""
     _need_sglang()
-    from memento_sgl.demo.show import run
+    from memento_sgl.demo.picture import run
 
     raise typer.Exit(run(problems, blocks, out))

@@ -18,7 +18,7 @@ class Event(NamedTuple):
     """One thing that happened to a request.
 
     Attributes:
-        kind: that of a marker (`rule.events`), or
+        kind: that of a marker (`rule.block_events`), or
             forced: the marker told next was the only token permitted;
             evict, replay: the row lost a span, for the first time or after a retraction again;
             void: a decode result was ignored; retract: the row is about to go; resume: a retracted

@@ -11,8 +11,8 @@ from time import perf_counter, time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memento_sgl.observe.sink import Event
+from memento_sgl.rule.block_events import read_marker
 from memento_sgl.rule.emission import is_forced
-from memento_sgl.rule.events import read_marker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -16,8 +16,8 @@ import pytest
 from memento_frontend.evaluation.grade import Graded
 from memento_frontend.evaluation.questions import EvalQuestion, read_questions
 from memento_frontend.evaluation.run import Arm, EvalSettings, evaluate
-from memento_frontend.evaluation.show import page
 from memento_frontend.evaluation.summary import summarize_arm
+from memento_frontend.evaluation.tables import page
 from typer.testing import CliRunner
 
 from memento_sgl.cli.app import app

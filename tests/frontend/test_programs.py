@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from memento_frontend.answers_file import AnswersFile, read_items
-from memento_frontend.assemble import whole_record
+from memento_frontend.join_calls import whole_record
 from memento_frontend.native import NativeClient
 from memento_frontend.one_call import check_one_call
 from memento_frontend.options import Options, Sampling

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fault_server import HOPELESS, FaultServer
-from memento_pipeline.cli import show
+from memento_pipeline.cli import words
 from memento_pipeline.llm.answers import parse_scores
 from memento_pipeline.llm.client import UNUSABLE_AT_FIRST, Llm
 from memento_pipeline.llm.endpoints import AskOptions
@@ -345,7 +345,7 @@ def test_hints_of_a_server_are_shown_whole(tmp_path: Path) -> None:
     hint = "x" * 400
     outcome.summary.reasons[hint] = 1
     console = Console(record=True, width=2000, file=io.StringIO())
-    show.summary(console, outcome._replace(notes=("http://x takes no temperature",)), tmp_path)
+    words.summary(console, outcome._replace(notes=("http://x takes no temperature",)), tmp_path)
     said = console.export_text()
     assert hint in said
     assert "note: http://x takes no temperature" in said

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memento_sgl.rule.block_events import read_marker
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.emission import Structure, is_forced, permitted
-from memento_sgl.rule.events import read_marker
 from memento_sgl.rule.machine import BlockMachine
 from memento_sgl.rule.markers import MarkerIds
 

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from memento_pipeline.cli import show
+from memento_pipeline.cli import words
 from memento_pipeline.cli.build_options import build
 from memento_pipeline.output.chat import load_template
 from memento_pipeline.output.export import write_outputs
@@ -36,13 +36,13 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except MementoError as error:
-        show.problem(console, str(error))
+        words.problem(console, str(error))
         code = Exit.USAGE
         if isinstance(error, PipelineError):
             code = Exit.STORE if isinstance(error, StoreError) else Exit.STOPPED
         raise typer.Exit(code) from None
     except OSError as error:  # the disk, since endpoints have errors of their own
-        show.problem(console, f"{error}. What is in the store is kept: repair it, then run again")
+        words.problem(console, f"{error}. What is in the store is kept: repair it, then run again")
         raise typer.Exit(Exit.STOPPED) from None
 
 
@@ -83,19 +83,19 @@ def _convert(options: RunOptions, values: Mapping[str, Any], redo: Sequence[str]
         outcome = run_stages(this_run, store, total=total, display=not values["quiet"])
         if preview:
             for trace in islice(converted(store), preview):
-                show.preview(Console(), trace)
+                words.preview(Console(), trace)
         if values["quiet"]:
-            show.stopped(console, outcome)
+            words.stopped(console, outcome)
         else:
-            show.summary(console, outcome, store.folder)
+            words.summary(console, outcome, store.folder)
         # After an early end files would look finished; `memento assemble` writes them if wanted.
         if not (preview or outcome.summary.stopped):
             files = _write(store, options)
             if set(outcome.counts) == {"rejected"}:
                 where = store.folder / "rejected.jsonl"
-                show.problem(console, f"no row is a trace: {where} has the reason of each")
+                words.problem(console, f"no row is a trace: {where} has the reason of each")
             elif not values["quiet"]:
-                show.files(console, files)
+                words.files(console, files)
     return outcome.exit
 
 
@@ -116,9 +116,9 @@ def stage(name: str, values: Mapping[str, Any]) -> None:
             quiet = values["quiet"]
             outcome = run_stages(options, store, stages=[name], total=total, display=not quiet)
             if quiet:
-                show.stopped(console, outcome)
+                words.stopped(console, outcome)
             else:
-                show.summary(console, outcome, out)
+                words.summary(console, outcome, out)
         raise typer.Exit(outcome.exit)
 
 
@@ -130,7 +130,7 @@ def assemble(values: Mapping[str, Any]) -> None:
         store.note("options", options.model_dump_json())
         files = _write(store, options)
         if not values["quiet"]:
-            show.files(console, files)
+            words.files(console, files)
 
 
 def merge(out: Path, folders: Sequence[Path], quiet: bool) -> None:
@@ -140,8 +140,8 @@ def merge(out: Path, folders: Sequence[Path], quiet: bool) -> None:
         with Store(out, create=False) as store:
             files = _write(store, build({"out": out}, store.noted("options")))
         if not quiet:
-            show.counts(console, counts)
-            show.files(console, files)
+            words.counts(console, counts)
+            words.files(console, files)
 
 
 def _stage_names(names: Sequence[str]) -> list[str]:
@@ -169,7 +169,7 @@ def _check_files(options: RunOptions) -> None:
 def _dry_run(options: RunOptions) -> None:
     counter = load_counter(options.tokenizer)
     expected = plan(options, (row for _, row in rows(options)), counter)
-    show.plan(Console(), expected, options, counter.name)
+    words.plan(Console(), expected, options, counter.name)
 
 
 def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
@@ -178,8 +178,8 @@ def _on_ray(options: RunOptions, shards: int, retry_failed: bool) -> Exit:
     codes = convert_on_ray(options, shards, retry_failed=retry_failed)
     with Store(options.out, create=False) as store:
         files = _write(store, options)
-        show.counts(console, store.counts())
-        show.files(console, files)
+        words.counts(console, store.counts())
+        words.files(console, files)
     worst = (Exit.INTERRUPTED, Exit.STOPPED, Exit.FAILED, Exit.FILTERED)
     return next((code for code in worst if code in codes), Exit.OK)
 
