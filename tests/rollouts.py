@@ -168,17 +168,18 @@ class Trainer:
             closest = min(closest or found, found, key=len)
         raise AssertionError(f"{len(closest)} tokens wrong, {options}: {closest[:3]}")
 
-    def assert_told(self, stream: Stream, old: str, new: str, *, kept: bool) -> None:
-        """`meta_info["weight_versions"]` says at which token `new` took over, and it did."""
+    def assert_told(self, stream: Stream, version: str, *, kept: bool) -> None:
+        """`meta_info["weight_versions"]` says at which token "B", loaded under this name, took over
+        from "A", and it did."""
         from memento_sgl.offline.reference_updates import Phase, kept_logits, recomputed_logits
 
         answer = stream.finish()
         *_, before, last = answer["meta_info"]["weight_versions"]
-        assert (last["version"], last["end"]) == (new, len(answer["output_ids"]))
+        assert (last["version"], last["end"]) == (version, len(answer["output_ids"]))
         assert before["end"] == last["start"]
         row = len(stream.ids) + last["start"] - 1
         logits_of: Callable[..., Any] = kept_logits if kept else recomputed_logits
-        phases = [Phase(self.models[old], 0), Phase(self.models[new], row)]
+        phases = [Phase(self.models["A"], 0), Phase(self.models["B"], row)]
         assert not self.mismatches(
             partial(logits_of, phases), stream.ids, answer, stream.options
         ), answer["meta_info"]["weight_versions"]

@@ -74,7 +74,7 @@ def test_a_retracted_request_is_computed_again(trainer: Trainer) -> None:
         assert row is not None
         assert 80 < row - len(stream.ids) < 499
     for stream in streams:
-        trainer.assert_told(stream, "A", "B", kept=False)
+        trainer.assert_told(stream, "B", kept=False)
     trainer.generate("B", jobs)
     trainer.load("A")
     trainer.generate("A", [*jobs, *shared])
@@ -98,7 +98,7 @@ def test_in_place_keeps_old_kv_in_the_request_alone(trainer: Trainer) -> None:
     for stream in streams:
         stream.wait(90)
     trainer.pause("in_place")
-    trainer.load("B", weight_version="B")
+    trainer.load("B", weight_version="B in place")
     trainer.go_on()
     early = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
     trainer.generate("B", early)
@@ -106,7 +106,7 @@ def test_in_place_keeps_old_kv_in_the_request_alone(trainer: Trainer) -> None:
         row = trainer.switched(stream, "A", "B", kept=True)
         assert row is not None
         assert 80 < row - len(stream.ids) < 499
-        trainer.assert_told(stream, "A", "B", kept=True)
+        trainer.assert_told(stream, "B in place", kept=True)
     answers = [stream.finish() for stream in streams]
     trainer.generate("B", [*jobs, *continued(jobs, answers, 190), *early])
 
