@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from dashboard import DASHBOARD, queried, queries
 
 from memento_sgl.observe.debug_lines import DebugSink
 from memento_sgl.observe.metrics import METRICS, PREFIX, Metrics
@@ -20,18 +20,6 @@ from memento_sgl.rule.emission import NO_STRUCTURE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-DASHBOARD = json.loads((ROOT / "docs" / "grafana" / "memento.json").read_text(encoding="utf-8"))
-
-
-def queries() -> list[str]:
-    """Every query of the dashboard, of panels and of variables."""
-    found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-    variables: list[dict[str, Any]] = DASHBOARD["templating"]["list"]
-    return found + [v["query"] for v in variables if v["type"] == "query"]
-
-
-def queried() -> set[str]:
-    return set(re.findall(r"sglang:\w+", " ".join(queries()))) - {"sglang:_"}
 
 
 def test_the_page_lists_every_metric_with_its_label() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import STRICT, Job, Served, random_jobs, request_body
+from dashboard import queried
 from observation import (
     Run,
     observe,
@@ -26,7 +27,6 @@ from observation import (
     wait_for,
 )
 from prometheus_client.parser import text_string_to_metric_families
-from test_metrics import queried
 
 from memento_sgl.demo.server import serve_command
 from memento_sgl.observe.metrics import METRICS, PREFIX
