@@ -92,7 +92,7 @@ EXACT = (
 BACKENDS: Mapping[str, Backend] = {
     NATIVE: Backend("1, 4, 16", "exact, in every run of the tests", "test_server_overlap"),
     TRITON: Backend(
-        "1",
+        "1, 16",
         "exact under Triton's interpreter, in float32; kernels not run on a GPU",
         "test_server_triton",
     ),
