@@ -27,7 +27,13 @@ from memento_sgl.rule.emission import resolve_structure
 from memento_sgl.rule.machine import replay
 
 pytestmark = [pytest.mark.external, pytest.mark.server, pytest.mark.timeout(3600)]
-STRICT = {"constrain": "strict", "max_block_tokens": 12, "max_summary_tokens": 6, "max_blocks": 3}
+STRICT = {
+    "constrain": "strict",
+    "max_block_tokens": 12,
+    "max_summary_tokens": 6,
+    "min_blocks": 3,
+    "max_blocks": 3,
+}
 QUESTION = [{"role": "user", "content": "What is 17 + 25?  Think first."}]
 
 
