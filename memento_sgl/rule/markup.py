@@ -21,7 +21,7 @@ from jinja2 import TemplateError
 
 from memento_sgl.errors import MarkerError
 from memento_sgl.rule.config import MementoConfig, shown
-from memento_sgl.rule.markers import MOST_TOKENS, MarkerIds, Tokenizer
+from memento_sgl.rule.markers import MOST_TOKENS, MarkerIds, Tokenizer, resolve_markers
 
 logger = logging.getLogger(__name__)
 
@@ -202,6 +202,25 @@ def settle_markup(
             return config, None
         raise
     return config.model_copy(update=markup.options), markup
+
+
+def resolve_checked(
+    config: MementoConfig,
+    markup: Markup | None,
+    tokenizer: Tokenizer | None,
+    vocabulary: int | None = None,
+) -> MarkerIds:
+    """The tokens of all markers (`resolve_markers`), after `settle_markup`; the header, if it was
+    learned, is that of a rendered prompt.
+
+    Raises:
+        MarkerError: see `resolve_markers` and `check_header`.
+    """
+    markers = resolve_markers(config, tokenizer, vocabulary)
+    if markup is not None:
+        assert tokenizer is not None  # there was no template otherwise
+        check_header(markers, markup, tokenizer)
+    return markers
 
 
 def check_header(markers: MarkerIds, markup: Markup, tokenizer: Tokenizer) -> None:

@@ -42,9 +42,9 @@ def check(model: str, arguments: Sequence[str]) -> argparse.Namespace:
     """
     options = parse(arguments)
     config = config_from_flags(options)
-    architectures = check_model(model, options)
-    if config is not None and architectures:
-        config.for_family(architectures, _recorded(Path(model)))
+    found = check_model(model, options)
+    if config is not None and (architectures := found.get("architectures")):
+        config.for_family(architectures, found.get(DELIMITERS_KEY))
     if options.config is None:  # SGLang's own file may name another
         check_port(options.host, options.port)
     return options
@@ -74,8 +74,8 @@ def _unknown(word: str, flags: list[str]) -> str:
     return f"no such flag: {name}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
-def check_model(model: str, options: argparse.Namespace) -> list[str]:
-    """Check that there is a checkpoint; returns the `architectures` of one on this disk.
+def check_model(model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Check that there is a checkpoint; returns config.json of one on this disk, else nothing.
 
     Raises:
         ConfigError: there is none.
@@ -84,33 +84,27 @@ def check_model(model: str, options: argparse.Namespace) -> list[str]:
     if folder.is_dir():
         return _check_folder(folder, options)
     if folder.is_file() or "://" in model or other_hub():
-        return []  # one GGUF file, an object store, another hub: SGLang's own business
+        return {}  # one GGUF file, an object store, another hub: SGLang's own business
     if model.startswith(("/", ".", "~")) or not HUB_ID.fullmatch(model):
         raise ConfigError(f"no model at {model}: give a checkpoint folder, or demo")
     _check_hub(model, options.revision)
-    return []
+    return {}
 
 
-def _check_folder(folder: Path, options: argparse.Namespace) -> list[str]:
+def _check_folder(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     file = folder / "config.json"
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        architectures = [str(name) for name in found.get("architectures") or ()]
+        found["architectures"] = [str(name) for name in found.get("architectures") or ()]
     except FileNotFoundError:
         if list(folder.glob("*.gguf")) or (folder / "params.json").is_file():
-            return []
+            return {}
         raise ConfigError(f"{folder} is no checkpoint: it has no config.json") from None
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ConfigError(f"{file} cannot be used: {error}") from None
     if options.load_format != "dummy" and not any(any(folder.glob(p)) for p in WEIGHTS):
         raise ConfigError(f"{folder} is no checkpoint: it holds no weights ({', '.join(WEIGHTS)})")
-    return architectures
-
-
-def _recorded(folder: Path) -> object:
-    """What `memento init-model` wrote about the delimiters of this checkpoint."""
-    found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return found.get(DELIMITERS_KEY)
+    return found
 
 
 def _check_hub(model: str, revision: str | None) -> None:

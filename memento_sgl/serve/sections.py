@@ -9,8 +9,8 @@ from typing import Any
 
 from memento_sgl.chat_template import SPECIAL_TOKENS, renderer
 from memento_sgl.rule.config import MementoConfig
-from memento_sgl.rule.markers import MarkerIds, resolve_markers
-from memento_sgl.rule.markup import check_header, settle_markup
+from memento_sgl.rule.markers import MarkerIds
+from memento_sgl.rule.markup import resolve_checked, settle_markup
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,7 @@ def settle_sections(
             known = {name: text for name, text in special.items() if isinstance(text, str)}
             render = renderer(source, known)
     config, markup = settle_markup(config, render, source, added)
-    markers = resolve_markers(config, tokenizer, vocabulary)
-    if markup is not None:
-        check_header(markers, markup, tokenizer)
+    markers = resolve_checked(config, markup, tokenizer, vocabulary)
     if config.require_assistant_section:
         logger.info(
             "memento: an assistant turn opens with %r %s and closes with %r (%s)",

@@ -13,10 +13,7 @@ from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
 from memento_patches.classes import on_top_of
 from memento_patches.overridden import overridden
-from memento_sgl.admission.budget import (
-    stock_reservation,
-    unfinished,
-)
+from memento_sgl.admission.budget import stock_reservation, unfinished
 from memento_sgl.admission.messages import too_long_message
 from memento_sgl.engine import runtime
 from memento_sgl.engine.eviction import evict_prefix, rows_to_next_point

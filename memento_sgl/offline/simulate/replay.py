@@ -15,8 +15,7 @@ from memento_sgl.offline.inputs.tokens import TextTokenizer
 from memento_sgl.rule.accounting import Accounting, account, kv_curve
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.machine import Block, BlockMachine, Eviction, replay
-from memento_sgl.rule.markers import resolve_markers
-from memento_sgl.rule.markup import check_header
+from memento_sgl.rule.markup import resolve_checked
 
 UNKNOWN = -1
 """Id of a token of which a file only has the number."""
@@ -44,10 +43,9 @@ class Replayer:
     def __init__(self, tokenizer: TextTokenizer, config: MementoConfig) -> None:
         self.tokenizer = tokenizer
         self.config, markup = tokenizer.own_markup(config)
-        self.markers = resolve_markers(self.config, tokenizer)
+        self.markers = resolve_checked(self.config, markup, tokenizer)
         self._opening: list[int] = []
         if markup is not None:
-            check_header(self.markers, markup, tokenizer)
             self._opening = tokenizer.encode(markup.opening)
         self._newline = tokenizer.encode("\n")
 

@@ -31,8 +31,7 @@ from memento_pipeline.output.chat import ChatTemplate, load_template
 from memento_sgl.errors import ConfigError, DataError
 from memento_sgl.offline.inputs.tokens import TextTokenizer
 from memento_sgl.rule.config import DELIMITERS_KEY, MementoConfig
-from memento_sgl.rule.markers import resolve_markers
-from memento_sgl.rule.markup import check_header
+from memento_sgl.rule.markup import resolve_checked
 
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _INDEX = ".index.json"
@@ -220,10 +219,7 @@ def _check_served(chat: ChatTemplate, folder: Path) -> int | None:
     """Raise where `memento serve` would refuse the tokenizer; returns what ends a turn."""
     tokenizer = TextTokenizer(folder)
     config, markup = chat.settle(MementoConfig(constrain="strict"), tokenizer.added)
-    markers = resolve_markers(config, tokenizer)
-    if markup is not None:
-        check_header(markers, markup, tokenizer)
-    return markers.im_end
+    return resolve_checked(config, markup, tokenizer).im_end
 
 
 def _delimiters(config: Any, said: bool | None) -> bool | None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Template, TemplateError, meta
+from jinja2 import TemplateError, meta
 
 from memento_sgl.chat_template import (
     SPECIAL_TOKENS,
     TEMPLATE,
     TOKENIZER_CONFIG,
     chat_environment,
+    renderer,
     special_tokens_of,
     template_of_folder,
 )
@@ -33,12 +33,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
-        environment = chat_environment()
-        try:
-            used = meta.find_undeclared_variables(environment.parse(source))
-            self._template: Template = environment.from_string(source)
-        except TemplateError as error:
-            raise ConfigError(f"the chat template is not valid jinja: {error}") from None
+        self._render = renderer(source, dict(special or {}))
+        used = meta.find_undeclared_variables(chat_environment().parse(source))
         if special is None and (unknown := sorted(used.intersection(SPECIAL_TOKENS))):
             raise ConfigError(
                 f"the chat template uses {', '.join(unknown)}: put the {TOKENIZER_CONFIG} of the "
@@ -46,17 +42,12 @@ class ChatTemplate:
             )
         self.source = source
         self.chat_markup = "<|im_start|>" in source
-        self._given: dict[str, Any] = {"tools": None, "documents": None, **(special or {})}
 
     def settle(
         self, config: MementoConfig, added: Collection[str]
     ) -> tuple[MementoConfig, Markup | None]:
         """`config` with the markup of this template; see `settle_markup`."""
-
-        def rendered(**values: Any) -> str:
-            return self._template.render(**(self._given | values))
-
-        return settle_markup(config, rendered, self.source, added)
+        return settle_markup(config, self._render, self.source, added)
 
     def render(self, problem: str, response: str) -> tuple[str, str]:
         """Prompt (ends where the model begins) and the rest of the conversation, end included.
@@ -67,10 +58,9 @@ class ChatTemplate:
         """
         asked = [{"role": "user", "content": problem}]
         answered = [*asked, {"role": "assistant", "content": response}]
-        render = self._template.render
         try:
-            prompt = render(messages=asked, add_generation_prompt=True, **self._given)
-            text = render(messages=answered, add_generation_prompt=False, **self._given)
+            prompt = self._render(messages=asked, add_generation_prompt=True)
+            text = self._render(messages=answered, add_generation_prompt=False)
         except TemplateError as error:
             raise ConfigError(f"the chat template failed: {error}") from None
         if not text.startswith(prompt) or not text[len(prompt) :].startswith(response):

@@ -20,8 +20,7 @@ from memento_sgl.errors import DataError, MarkerError
 from memento_sgl.offline.inputs.tokens import TextTokenizer
 from memento_sgl.rule.config import MementoConfig
 from memento_sgl.rule.machine import replay
-from memento_sgl.rule.markers import resolve_markers
-from memento_sgl.rule.markup import check_header
+from memento_sgl.rule.markup import resolve_checked
 
 IGNORED = -100
 """Label of tokens that are not learned."""
@@ -76,9 +75,7 @@ class RowTokenizer:
             config = config.model_copy(update={"require_assistant_section": False})
             markup = None
         self._config = config
-        self._markers = resolve_markers(config, self._tokenizer)
-        if markup is not None:
-            check_header(self._markers, markup, self._tokenizer)
+        self._markers = resolve_checked(config, markup, self._tokenizer)
 
     def tokenize(self, problem: str, response: str, blocks: int) -> Tokenized:
         """Ids, labels and spans of a row with this many blocks.
