@@ -178,6 +178,20 @@ class World:
 
     # ---- steps
 
+    def drive(self, steps: int, name: str) -> None:
+        """That many random actions; `name`: what to do again if one fails."""
+        for number in range(steps):
+            try:
+                self.step()
+            except Exception as error:
+                raise AssertionError(f"{name}, step {number}") from error
+
+    def end_all(self) -> None:
+        """End the live requests, and check what is left."""
+        for req in list(self.live):
+            self.end(req, is_insert=True)
+        self.check()
+
     def step(self) -> None:
         actions = [(self.start, 3), (self.advance, 12), (self.finish, 1), (self.retract, 1)]
         actions += [(self.evict, 1), (self.resume, 4), (self.flush, 0.05), (self.load, 0.1)]

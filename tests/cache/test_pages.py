@@ -67,15 +67,9 @@ class PagedWorld(World):
 @pytest.mark.parametrize("seed", range(2))
 def test_random_interleavings(seed: int, page: int) -> None:
     world = PagedWorld(seed, page)
-    for number in range(4000):
-        try:
-            world.step()
-        except Exception as error:
-            raise AssertionError(f"seed {seed}, page {page}, step {number}") from error
+    world.drive(4000, f"seed {seed}, page {page}")
     assert world.moved > 500
-    for req in list(world.live):
-        world.end(req, is_insert=True)
-    world.check()
+    world.end_all()
 
 
 def test_a_row_that_is_not_laid_out_in_pages_is_found() -> None:
@@ -91,17 +85,11 @@ def test_a_row_that_is_not_laid_out_in_pages_is_found() -> None:
 def test_random_interleavings_of_what_is_shared(page: int, tight: bool) -> None:
     """Rows hold what their own sequence would have computed; a page has one owner."""
     world = World(page + tight, page, pool=(128 if tight else 448))
-    for number in range(4000):
-        try:
-            world.step()
-        except Exception as error:
-            raise AssertionError(f"page {page}, step {number}") from error
+    world.drive(4000, f"page {page}")
     assert world.hits > 500
     assert world.moved > 200
     assert world.crossed > 5
-    for req in list(world.live):
-        world.end(req, is_insert=True)
-    world.check()
+    world.end_all()
     world.tree.evict(EvictParams(num_tokens=world.pool))
     assert world.allocator.available_size() == world.pool
     assert not world.tree.root_node.children

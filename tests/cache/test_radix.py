@@ -26,18 +26,12 @@ from memento_sgl.serve.refuse import refuse_context
 @pytest.mark.parametrize("seed", range(6))
 def test_random_interleavings(seed: int) -> None:
     world = World(seed)
-    for number in range(6000):
-        try:
-            world.step()
-        except Exception as error:
-            raise AssertionError(f"seed {seed}, step {number}") from error
+    world.drive(6000, f"seed {seed}")
     assert world.hits > 1000
     assert world.crossed > 20
     assert world.tree.pruned_tokens > 100
     assert world.tree.revived_tokens > 10
-    for req in list(world.live):
-        world.end(req, is_insert=True)
-    world.check()
+    world.end_all()
     world.tree.evict(EvictParams(num_tokens=POOL))
     assert world.allocator.available_size() == POOL
     assert not world.tree.root_node.children

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import STRICT, Job, Served, random_jobs
-from rollouts import Trainer, trainer_of
+from rollouts import Stream, Trainer, trainer_of
 
 pytestmark = pytest.mark.server
 
@@ -57,24 +57,32 @@ def continued(jobs: list[Job], answers: list[dict[str, Any]], cut: int) -> list[
     return made
 
 
+def updated_midway(
+    trainer: Trainer, jobs: list[Job], mode: str, version: str
+) -> tuple[list[Stream], list[Job]]:
+    """Load "B" while `jobs` run on "A": their streams, from an output of about 90 tokens on, and
+    jobs that share their text, which "B" alone answers. Each request goes over to "B"."""
+    streams = trainer.stream(jobs)
+    for stream in streams:
+        stream.wait(90)
+    trainer.pause(mode)
+    trainer.load("B", weight_version=version)
+    trainer.go_on()
+    shared = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
+    trainer.generate("B", shared)
+    for stream in streams:
+        row = trainer.switched(stream, "A", "B", kept=mode == "in_place")
+        assert row is not None
+        assert 80 < row - len(stream.ids) < 499
+        trainer.assert_told(stream, version, kept=mode == "in_place")
+    return streams, shared
+
+
 def test_a_retracted_request_is_computed_again(trainer: Trainer) -> None:
     """Tokens after the update are those of the new weights over KV of their own, and so are those
     of new requests that share the text."""
     jobs = jobs_of(1)
-    streams = trainer.stream(jobs)
-    for stream in streams:
-        stream.wait(90)
-    trainer.pause("retract")
-    trainer.load("B", weight_version="B")
-    trainer.go_on()
-    shared = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
-    trainer.generate("B", shared)
-    rows = [trainer.switched(stream, "A", "B", kept=False) for stream in streams]
-    for stream, row in zip(streams, rows, strict=True):
-        assert row is not None
-        assert 80 < row - len(stream.ids) < 499
-    for stream in streams:
-        trainer.assert_told(stream, "B", kept=False)
+    _, shared = updated_midway(trainer, jobs, "retract", "B")
     trainer.generate("B", jobs)
     trainer.load("A")
     trainer.generate("A", [*jobs, *shared])
@@ -94,19 +102,7 @@ def test_a_pause_without_an_update_changes_nothing(trainer: Trainer) -> None:
 def test_in_place_keeps_old_kv_in_the_request_alone(trainer: Trainer) -> None:
     """The request goes on with what it has; what it computed reaches nobody else."""
     jobs = jobs_of(3, 500)
-    streams = trainer.stream(jobs)
-    for stream in streams:
-        stream.wait(90)
-    trainer.pause("in_place")
-    trainer.load("B", weight_version="B in place")
-    trainer.go_on()
-    early = continued(jobs, [{"output_ids": stream.output} for stream in streams], 80)
-    trainer.generate("B", early)
-    for stream in streams:
-        row = trainer.switched(stream, "A", "B", kept=True)
-        assert row is not None
-        assert 80 < row - len(stream.ids) < 499
-        trainer.assert_told(stream, "B in place", kept=True)
+    streams, early = updated_midway(trainer, jobs, "in_place", "B in place")
     answers = [stream.finish() for stream in streams]
     trainer.generate("B", [*jobs, *continued(jobs, answers, 190), *early])
 
